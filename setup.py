@@ -1,0 +1,51 @@
+"""Installs `vlm_jax`, with the recipes of `configs/` as `vlm_jax.configs`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm_jax/__init__.py").read_text())[1]
+
+setup(
+    name="vlm_jax",
+    version=VERSION,
+    description="Vision-language pretraining in JAX: pure functions, sharded losses, runs that resume exactly",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["vlm_jax", "vlm_jax.*"]), "vlm_jax.configs"],
+    package_dir={"vlm_jax": "vlm_jax", "vlm_jax.configs": "configs"},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        "sentencepiece>=0.2.1",
+        "ml_collections>=1.1.0",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "pyarrow>=17.0",
+        "jaxtyping>=0.3.3",
+        "rich>=13.9",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
+        # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
+        "parity": ["torch==2.13.0", "transformers>=5.23", "safetensors>=0.5"],
+        "hf": ["transformers>=5.23", "safetensors>=0.5", "huggingface_hub>=1.0"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
