@@ -1,0 +1,20 @@
+"""Eight simulated CPU devices for every test, and the real data where it is there."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real data (`VLM_JAX_SHARED`, default `../shared`)."""
+    root = pathlib.Path(__file__).parents[1]
+    folder = (root / os.environ.get("VLM_JAX_SHARED", "../shared") / "data").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data of {folder}; set VLM_JAX_SHARED to the folder that holds data/")
+    return folder
