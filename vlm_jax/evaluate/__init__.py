@@ -1,0 +1,1 @@
+"""Evaluators: `evaluator(predict, mesh) -> Result`, exact, on all devices."""

@@ -1,0 +1,1 @@
+"""Objectives: what the one trainer trains."""

@@ -1,0 +1,58 @@
+"""What the trainer asks of an objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+Variables = Mapping[str, Any]
+Batch = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a loss may know beside variables and batch.
+
+    Attributes:
+      key: `fold_in(key(seed), step)`, folded again with the microbatch.
+      step, total_steps: updates done, updates in all.
+      train: dropout and token dropping are on.
+      mesh: the devices; a loss opens `shard_map` over its batch axes.
+      ema: the moving average of the parameters, where one is kept.
+    """
+
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    total_steps: int
+    mesh: jax.sharding.Mesh
+    train: bool = True
+    ema: Any = None
+
+
+class Task(Protocol):
+    """An objective: variables, loss, and what evaluators may call."""
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Scanned groups of layers and their depth; see `vlm_jax.tree`."""
+
+    def init(self, key: Key[Array, ""]) -> Variables: ...
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]: ...
+
+    def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], dict]:
+        """The mean loss over the global batch, and aux with `metrics` (scalars) and `state`."""
+
+    def constrain(self, params: Any) -> Any:
+        """The parameters brought back into their bounds after an update."""
+
+    def predict(self, variables: Variables) -> dict[str, Callable]: ...
+
+
+def is_contrastive(task: Task) -> bool:
+    """Whether the loss compares the examples of a batch with one another, so that microbatches change it."""
+    return hasattr(task, "feature_loss")

@@ -1,0 +1,117 @@
+"""Contrastive pretraining of two towers: SigLIP (sigmoid) and CLIP (InfoNCE)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from vlm_jax import losses
+from vlm_jax.errors import UserError
+from vlm_jax.mesh import BATCH_AXES
+from vlm_jax.models.two_tower import TwoTower
+from vlm_jax.tasks.base import Batch, Context, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """Pulls an image and its caption together and all other pairs of the global batch apart.
+
+    Args:
+      objective: `sigmoid` (Zhai et al. 2023, eq. 1; needs a `logit_bias`) or `infonce` (Radford et al. 2021, fig. 3).
+      label_smoothing: mass spread over all pairs; InfoNCE only.
+      equal_captions: pairs whose captions are the same tokens are `positives`, or `negatives` as in the papers,
+        whose web captions are all but unique.
+      group_size: devices that gather instead of passing blocks on; see `vlm_jax.losses`.
+    """
+
+    model: TwoTower
+    objective: Literal["sigmoid", "infonce"] = "sigmoid"
+    label_smoothing: float = 0.0
+    equal_captions: Literal["positives", "negatives"] = "negatives"
+    group_size: int | None = None
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        if self.objective == "sigmoid" and self.model.logit_bias_init is None:
+            raise UserError("objective=sigmoid needs a bias: set model.logit_bias_init (the paper's is -10).")
+        if self.objective == "sigmoid" and self.label_smoothing:
+            raise UserError("label_smoothing is for objective=infonce; set it to 0.")
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        return self.model.stacks
+
+    def init(self, key) -> dict[str, Any]:
+        return self.model.init(key)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        size, length = self.model.image.image_size, self.model.text.length
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
+            "caption_id": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+
+    def features(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[dict[str, Array], dict]:
+        """Unit-norm embeddings `image` and `text`, both f32 [batch, dim]."""
+        image_key, text_key = jax.random.split(ctx.key)
+        image, _ = self.model.encode_image(variables, batch["image"], train=ctx.train, key=image_key)
+        text, _ = self.model.encode_text(variables, batch["text"], train=ctx.train, key=text_key)
+        return {"image": image, "text": text}, {"metrics": {}, "state": variables.get("state", {})}
+
+    def feature_loss(
+        self, variables: Variables, features: dict[str, Array], batch: Batch, ctx: Context
+    ) -> tuple[Float[Array, ""], dict]:
+        """The loss of embeddings, over the whole batch on all devices."""
+        scale, bias = self.model.scale(variables), self.model.bias(variables)
+        options = {"axis_name": BATCH_AXES, "group_size": self.group_size}
+
+        def local(image, text, scale, bias, ids):
+            ids = ids if self.equal_captions == "positives" else None
+            if self.objective == "sigmoid":
+                return losses.sigmoid_loss(image, text, scale, bias, ids=ids, **options)
+            return losses.infonce_loss(image, text, scale, ids=ids, label_smoothing=self.label_smoothing, **options)
+
+        rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+        sharded = jax.shard_map(local, mesh=ctx.mesh, in_specs=(rows, rows, whole, whole, rows), out_specs=whole)
+        bias = jnp.zeros(()) if bias is None else bias
+        loss = sharded(features["image"], features["text"], scale, bias, batch["caption_id"])
+        metrics = {"logit_scale": scale}
+        if self.objective == "sigmoid":
+            metrics["logit_bias"] = bias
+        return loss, {"metrics": metrics, "state": variables.get("state", {})}
+
+    def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], dict]:
+        """See `Task.loss`: `feature_loss` of `features`."""
+        features, aux = self.features(variables, batch, ctx)
+        loss, loss_aux = self.feature_loss(variables, features, batch, ctx)
+        return loss, {"metrics": {**aux["metrics"], **loss_aux["metrics"]}, "state": aux["state"]}
+
+    def constrain(self, params: Any) -> Any:
+        return self.model.constrain(params)
+
+    def predict(self, variables: Variables) -> dict[str, Callable]:
+        """`image_embedding(uint8 [n, H, W, 3])` and `text_embedding(int32 [n, L])`, unit-norm f32 [n, dim]."""
+        return {
+            "image_embedding": functools.partial(_image_embedding, self.model, variables),
+            "text_embedding": functools.partial(_text_embedding, self.model, variables),
+        }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _image_embedding(model: TwoTower, variables: Variables, image: Array) -> Float[Array, "n dim"]:
+    return model.encode_image(variables, image)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _text_embedding(model: TwoTower, variables: Variables, text: Array) -> Float[Array, "n dim"]:
+    return model.encode_text(variables, text)[0]
