@@ -1,0 +1,207 @@
+"""Encoded images to arrays of one size, with the random crops and flips of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vlm_jax.data.errors import UnreadableImage
+from vlm_jax.errors import UserError, closest
+
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; where Pillow begins to suspect a decompression bomb
+RESIZES = ("squash", "crop", "pad")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "bicubic", "lanczos")
+GREY = 128  # what padding is filled with: near zero for the model
+ORIENTATION = 0x0112  # EXIF tag
+
+
+def decode(data: bytes, min_size: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image of any format that Pillow reads, upright, in sRGB's three channels.
+
+    Args:
+      data: the encoded image.
+      min_size: the short side that is needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8 where both sides
+        stay at least that long, which is nearly three times faster at 640x480 -> 224.
+
+    Raises: UnreadableImage, with the reason in one line.
+    """
+    return np.asarray(_open(data, min_size))
+
+
+def _open(image, min_size: int | None):
+    """An upright RGB `PIL.Image` from bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`."""
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_from_array(image))
+    if isinstance(image, Image.Image):
+        return _to_rgb(_upright(image))
+    if not image:
+        raise UnreadableImage("empty")
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UnreadableImage(f"{opened.width} x {opened.height} pixels, the most is {MAX_PIXELS}")
+            if min_size is not None:
+                opened.draft(None, (min_size, min_size))
+            opened.load()
+            return _to_rgb(_upright(opened))
+    except (MemoryError, UnreadableImage):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage(f"not an image: it starts with {image[:12]!r}") from error
+    except Exception as error:  # decoders raise anything on broken bytes, which lie in memory: the file is to blame
+        raise UnreadableImage(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _from_array(array: np.ndarray):
+    from PIL import Image
+
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        raise UnreadableImage(f"an array of {array.dtype} {array.shape}, wanted is uint8 [h, w] or [h, w, 1 | 3 | 4]")
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+def _upright(image):
+    """Turned as the EXIF orientation says; a broken EXIF block says nothing."""
+    from PIL import ImageOps
+
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # the pixels are good all the same
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _to_rgb(image):
+    from PIL import Image
+
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # Pillow's own conversion saturates 16 bits at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise UnreadableImage("integer pixels beyond 16 bits: their range is not known")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise UnreadableImage("floating-point pixels: their range is not known")
+    if image.has_transparency_data:  # on white, as browsers show it: what lies under transparent pixels is arbitrary
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTransform:
+    """Brings images to `size` x `size`, and varies them where a random generator is given.
+
+    It stays uint8: pixels are scaled on the device, which gets a quarter of the bytes. `decode_resize` is the part
+    that is always the same, so its result may be cached; `augment` is the random part, a function of its generator.
+
+    Attributes:
+      size: side of the result, in pixels.
+      resize: "squash" to the square (SigLIP), "crop" the centre square (CLIP), or "pad" with grey to a square.
+      interpolation: "nearest" | "box" | "bilinear" | "bicubic" | "lanczos"; antialiased when it shrinks.
+      random_resized_crop: range of the crop's area as a fraction of the image's, such as (0.9, 1.0); None for none.
+      aspect: range of the width to height ratio of that crop.
+      flip: mirror half of the images. It makes captions with "left" and "right" untrue.
+      pad_crop: pad by so many black pixels on all sides and crop at random (He et al. 2015, section 4.2: 4 on CIFAR).
+    """
+
+    size: int = 224
+    resize: str = "squash"
+    interpolation: str = "bicubic"
+    random_resized_crop: tuple[float, float] | None = None
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+    pad_crop: int = 0
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises: UserError for a value that is none of the listed ones, or a range that is none."""
+        for field, choices in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+            if (value := getattr(self, field)) not in choices:
+                raise UserError(f"ImageTransform.{field}={value!r}: {closest(str(value), choices)}")
+        if self.size < 1 or self.pad_crop < 0:
+            raise UserError(f"ImageTransform(size={self.size}, pad_crop={self.pad_crop}): size >= 1 and pad_crop >= 0.")
+        area = self.random_resized_crop
+        if area is not None and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
+            raise UserError(f"ImageTransform.random_resized_crop={area}: wanted are (low, high), 0 < low <= high <= 1.")
+        if not (len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]):
+            raise UserError(f"ImageTransform.aspect={self.aspect}: wanted are (low, high), 0 < low <= high.")
+
+    def __call__(self, image, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "size size 3"]:
+        """The whole way: augmented with `rng`, or, without one, as for evaluation.
+
+        Args:
+          image: encoded bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`.
+          rng: where all random numbers come from.
+
+        Raises: UnreadableImage.
+        """
+        if rng is None:
+            return self._fit(image)
+        return self.augment(self.decode_resize(image), rng)
+
+    def decode_resize(self, image) -> UInt8[np.ndarray, "h w 3"]:
+        """The deterministic part: [size, size, 3], or larger where a random crop is still to be taken from it."""
+        if self.random_resized_crop is None:
+            return self._fit(image)
+        smallest = math.sqrt(self.random_resized_crop[0])  # the smallest crop should not need to be enlarged
+        return np.asarray(_open(image, math.ceil(self.size / smallest)))
+
+    def augment(self, array: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+        """The random part, of what `decode_resize` returned."""
+        if self.random_resized_crop is not None:
+            array = self._resized(_open(array, None), self._draw_box(*array.shape[:2], rng))
+        if self.pad_crop:
+            pad = self.pad_crop
+            padded = np.pad(array, ((pad, pad), (pad, pad), (0, 0)))
+            y, x = rng.integers(0, 2 * pad + 1, 2)
+            array = padded[y : y + self.size, x : x + self.size]
+        if self.flip and rng.random() < 0.5:
+            array = array[:, ::-1]
+        return np.ascontiguousarray(array)
+
+    def _draw_box(self, h: int, w: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A crop (x0, y0, x1, y1) of random area and aspect ratio (Szegedy et al. 2014, section 6)."""
+        low, high = np.log(self.aspect)
+        for _ in range(10):
+            area = h * w * rng.uniform(*self.random_resized_crop)
+            ratio = math.exp(rng.uniform(low, high))
+            cw, ch = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
+            if cw <= w and ch <= h:
+                x, y = int(rng.integers(0, w - cw + 1)), int(rng.integers(0, h - ch + 1))
+                return x, y, x + cw, y + ch
+        cw, ch = min(w, round(h * self.aspect[1])), min(h, round(w / self.aspect[0]))  # a long strip: its middle
+        x, y = (w - cw) // 2, (h - ch) // 2
+        return x, y, x + cw, y + ch
+
+    def _fit(self, image) -> UInt8[np.ndarray, "size size 3"]:
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (self.size, self.size, 3):
+            return image
+        image = _open(image, self.size)
+        w, h = image.size
+        if self.resize == "crop":
+            side = min(w, h)
+            x, y = (w - side) / 2, (h - side) / 2
+            return self._resized(image, (x, y, x + side, y + side))
+        if self.resize == "pad":
+            from PIL import ImageOps
+
+            return np.asarray(ImageOps.pad(image, (self.size,) * 2, self._filter(), color=(GREY,) * 3))
+        return self._resized(image, (0, 0, w, h))
+
+    def _resized(self, image, box: tuple[float, float, float, float]) -> UInt8[np.ndarray, "size size 3"]:
+        return np.asarray(image.resize((self.size, self.size), self._filter(), box))
+
+    def _filter(self):
+        from PIL import Image
+
+        return Image.Resampling[self.interpolation.upper()]

@@ -1,0 +1,1 @@
+"""Sources: random access to records of `image` and `text`, whatever they are stored in."""

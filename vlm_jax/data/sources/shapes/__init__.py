@@ -1,0 +1,5 @@
+"""Drawn scenes of coloured shapes: embedded data with exact ground truth."""
+
+from vlm_jax.data.sources.shapes.source import Shapes
+
+__all__ = ["Shapes"]
