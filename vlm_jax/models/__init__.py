@@ -1,0 +1,1 @@
+"""Models: frozen dataclasses whose fields are the config and whose methods are pure functions over variables."""

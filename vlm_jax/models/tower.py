@@ -1,0 +1,194 @@
+"""What image and text towers share: sizes, transformer blocks, last norm, pooling, head."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vlm_jax.errors import UserError, closest
+from vlm_jax.nn.functional import Functional, Params
+from vlm_jax.nn.initializers import STYLES, Initializers, initializers
+from vlm_jax.nn.mlp import ACTIVATIONS
+from vlm_jax.nn.pool import MapHead
+from vlm_jax.nn.transformer import REMAT, Transformer, layer_norm
+
+
+class Size(NamedTuple):
+    """Width of the residual stream, number of blocks, hidden width of the MLP, attention heads."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+
+
+# Ti, S: Touvron et al. 2021; B, L: Dosovitskiy et al. 2021; So400m: Alabdulmohsin et al. 2023; g: Zhai et al. 2022.
+SIZES = {
+    "Ti": Size(192, 12, 768, 3),
+    "S": Size(384, 12, 1536, 6),
+    "B": Size(768, 12, 3072, 12),
+    "L": Size(1024, 24, 4096, 16),
+    "So400m": Size(1152, 27, 4304, 16),
+    "g": Size(1408, 40, 6144, 16),
+}
+
+
+def check(field: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError with the nearest choices where `value` is none of them."""
+    if value not in choices:
+        raise UserError(f"unknown {field}={value!r}; {closest(str(value), choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """A pre-norm transformer encoder that gives one vector an example; subclasses add how inputs are embedded.
+
+    Parameters: `embed/...`, `blocks/...`, `ln_post`, `pool/...` (pool="map"), `head` (with `out_dim`).
+
+    Attributes:
+      size: Ti, S, B, L, So400m or g; `width`, `depth`, `mlp_dim`, `num_heads` replace parts of it. With a width of
+        its own and nothing else said, the MLP is 4 widths and a head about 64 wide, as in the named sizes.
+      out_dim: width of the linear head; None for no head.
+      scan, remat: see `nn.transformer.Transformer`.
+      dtype: of the computation, "bfloat16" or "float32"; parameters are f32.
+      init_style: "jax" (big_vision's) or "clip" (open_clip's); see `nn.initializers`.
+    """
+
+    size: str = "B"
+    width: int | None = None
+    depth: int | None = None
+    mlp_dim: int | None = None
+    num_heads: int | None = None
+    pool: str = "map"
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    out_dim: int | None = None
+    head_bias: bool = True
+    scan: bool = False
+    remat: str = "none"
+    dtype: str = "bfloat16"
+    init_style: str = "jax"
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises UserError where fields do not fit each other."""
+        check("size", self.size, SIZES)
+        for field, value in self.geometry._asdict().items():
+            if value < 1:
+                raise UserError(f"{field}={value} must be at least 1.")
+        if self.geometry.width % self.geometry.num_heads:
+            raise UserError(
+                f"width={self.geometry.width} is not divisible by num_heads={self.geometry.num_heads}; set both."
+            )
+        check("activation", self.activation, ACTIVATIONS)
+        check("remat", self.remat, REMAT)
+        check("dtype", self.dtype, ("bfloat16", "float32"))
+        check("init_style", self.init_style, STYLES)
+
+    @functools.cached_property
+    def geometry(self) -> Size:
+        """Width, depth, MLP width and heads, after the overrides."""
+        size = SIZES[self.size]
+        if self.width is not None:
+            size = size._replace(width=self.width, mlp_dim=4 * self.width, num_heads=max(1, self.width // 64))
+        given = {field: getattr(self, field) for field in ("depth", "mlp_dim", "num_heads")}
+        return size._replace(**{field: value for field, value in given.items() if value is not None})
+
+    @property
+    def dim(self) -> int:
+        """Width of the output."""
+        return self.geometry.width if self.out_dim is None else self.out_dim
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Names of the scanned groups of layers and their depth."""
+        return {"blocks": self.geometry.depth} if self.scan else {}
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of the activations that `apply` can return."""
+        return ("embed", *self._blocks.tap_names, "ln_post", "pool")
+
+    def init(self, key: Array) -> Params:
+        """Parameters as nested dicts of f32 arrays; layers are stacked where they are scanned."""
+        parts = {**self._parts, "blocks": self._blocks}
+        keys = jax.random.split(key, len(parts))
+        return {name: part.init(k) for (name, part), k in zip(parts.items(), keys)}
+
+    def _embed(self, init: Initializers, rngs: nnx.Rngs) -> nnx.Module:
+        """The module that makes tokens of the input."""
+        raise NotImplementedError
+
+    @property
+    def _causal(self) -> bool:
+        return False
+
+    @functools.cached_property
+    def _blocks(self) -> Transformer:
+        return Transformer(
+            **self.geometry._asdict(),
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            qkv_bias=self.qkv_bias,
+            causal=self._causal,
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            init_style=self.init_style,
+        )
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Functional]:
+        """Everything but the blocks, by the name of its parameters."""
+        width, depth, mlp_dim, num_heads = self.geometry
+        init = initializers(self.init_style, width=width, depth=depth)
+
+        def norm(rngs: nnx.Rngs) -> nnx.Module:
+            return layer_norm(width, self.norm_eps, self.dtype, rngs)
+
+        def map_head(rngs: nnx.Rngs) -> nnx.Module:
+            mlp = {"activation": self.activation, "norm_eps": self.norm_eps}
+            return MapHead(width, num_heads, mlp_dim, **mlp, dtype=self.dtype, init=init, rngs=rngs)
+
+        def head(rngs: nnx.Rngs) -> nnx.Module:
+            dtype = jnp.dtype(self.dtype)
+            return nnx.Linear(
+                width, self.out_dim, use_bias=self.head_bias, kernel_init=init.head, dtype=dtype, rngs=rngs
+            )
+
+        parts = {"embed": Functional(functools.partial(self._embed, init)), "ln_post": Functional(norm)}
+        if self.pool == "map":
+            parts["pool"] = Functional(map_head)
+        if self.out_dim is not None:
+            parts["head"] = Functional(head)
+        return parts
+
+    def _encode(
+        self,
+        params: Params,
+        x: Float[Array, "batch time dim"],
+        pool: Callable[[Float[Array, "batch time dim"]], Float[Array, "batch dim"]],
+        mask: Bool[Array, "batch time"] | None = None,
+        *,
+        taps: Sequence[str],
+    ) -> tuple[Float[Array, "batch dim"], dict[str, Any]]:
+        """From embedded tokens to the output; tokens where `mask` is false are not attended to."""
+        for tap in taps:
+            check("tap", tap, self.tap_names)
+        outputs = {"embed": x}
+        x, blocks = self._blocks.apply(params["blocks"], x, None if mask is None else mask[:, None], taps=taps)
+        x = outputs["ln_post"] = self._parts["ln_post"](params["ln_post"], x)
+        x = outputs["pool"] = self._parts["pool"](params["pool"], x, mask) if self.pool == "map" else pool(x)
+        if self.out_dim is not None:
+            x = self._parts["head"](params["head"], x)
+        return x, {"taps": {tap: (outputs | blocks)[tap] for tap in taps}}

@@ -1,0 +1,125 @@
+"""Vision transformer (Dosovitskiy et al. 2021), with the variations that CLIP and SigLIP made to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vlm_jax.errors import UserError
+from vlm_jax.models.tower import Tower, check
+from vlm_jax.nn import pool
+from vlm_jax.nn.embed import ImageEmbed
+from vlm_jax.nn.functional import Functional, Params
+from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.transformer import layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class ViT(Tower):
+    """From images to one vector each. The defaults are SigLIP's B/16 image tower.
+
+    Attributes (besides those of `Tower`):
+      patch_size, image_size: in pixels; `image_size` is the trained one, for which positions are stored.
+      stem_channels: widths of stride-2 convolutions before the patch embedding; () for plain patches.
+      posemb: "learn" or "sincos2d".
+      pool: "cls" (a token of its own), "gap" (mean over patches) or "map" (attention with a learned probe).
+      pre_norm: LayerNorm before the first block, as CLIP has it.
+      patch_dropout: fraction of patches left out of each image in training (FLIP, Li et al. 2023).
+    """
+
+    patch_size: int = 16
+    image_size: int = 224
+    stem_channels: tuple[int, ...] = ()
+    posemb: str = "learn"
+    pre_norm: bool = False
+    patch_bias: bool = True
+    patch_dropout: float = 0.0
+
+    def validate(self) -> None:
+        """Raises UserError where fields do not fit each other."""
+        super().validate()
+        check("posemb", self.posemb, ("learn", "sincos2d"))
+        check("pool", self.pool, ("cls", "gap", "map"))
+        for field in ("patch_size", "image_size"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} must be at least 1.")
+        if self.image_size % self.patch_size:
+            raise UserError(f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}.")
+        stride = 2 ** len(self.stem_channels)
+        if self.patch_size % stride:
+            raise UserError(f"patch_size={self.patch_size} is not divisible by {stride}, the stride of stem_channels.")
+        if self.posemb == "sincos2d" and self.geometry.width % 4:
+            raise UserError(f"posemb='sincos2d' needs a width divisible by 4, not {self.geometry.width}.")
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"patch_dropout={self.patch_dropout} is not a fraction in [0, 1).")
+
+    def _embed(self, init: Initializers, rngs: nnx.Rngs) -> nnx.Module:
+        return ImageEmbed(
+            self.geometry.width,
+            patch_size=self.patch_size,
+            grid=self.image_size // self.patch_size,
+            stem_channels=self.stem_channels,
+            posemb=self.posemb,
+            cls_token=self.pool == "cls",
+            bias=self.patch_bias,
+            dtype=self.dtype,
+            init=init,
+            rngs=rngs,
+        )
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Functional]:
+        parts = super()._parts
+        if self.pre_norm:
+            parts["ln_pre"] = Functional(lambda rngs: layer_norm(self.geometry.width, self.norm_eps, self.dtype, rngs))
+        return parts
+
+    def apply(
+        self,
+        params: Params,
+        x: Float[Array, "batch height width 3"],
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        taps: Sequence[str] = (),
+    ) -> tuple[Float[Array, "batch dim"], dict[str, Any]]:
+        """One vector an image, and `aux["taps"]`: the activations named in `taps` (see `tap_names`).
+
+        Images may have another size than the trained one, if patches divide it: learned positions are resampled.
+        `key` is needed for patch dropout in training and for nothing else.
+
+        Raises:
+          UserError: the image is not divisible into patches, a tap is unknown, or `key` is missing.
+        """
+        x = self._parts["embed"](params["embed"], x)
+        cls = self.pool == "cls"
+        if train and self.patch_dropout:
+            if key is None:
+                raise UserError("patch_dropout needs a key in training.")
+            x = drop_patches(x, self.patch_dropout, key, prefix=int(cls))
+        if self.pre_norm:
+            x = self._parts["ln_pre"](params["ln_pre"], x)
+        return self._encode(params, x, (lambda x: x[:, 0]) if cls else pool.mean, taps=taps)
+
+
+def drop_patches(
+    x: Float[Array, "batch time dim"], rate: float, key: Array, *, prefix: int = 0
+) -> Float[Array, "batch kept dim"]:
+    """Keeps a random `1 - rate` of each row's patches, in order, and always the first `prefix` tokens.
+
+    Each row draws from its own key, folded from its index in the global batch: the number of devices does not matter.
+    """
+    patches = x.shape[1] - prefix
+    kept = max(1, round(patches * (1 - rate)))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(x.shape[0]))
+    noise = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(keys)
+    index = jnp.sort(jnp.argsort(noise, axis=1)[:, :kept], axis=1)
+    rest = jnp.take_along_axis(x[:, prefix:], index[:, :, None], axis=1)
+    return jnp.concatenate([x[:, :prefix], rest], axis=1) if prefix else rest

@@ -1,0 +1,133 @@
+"""From pixels and token ids to the first activations of a tower."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import he_normal, lecun_normal
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.errors import UserError
+from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.positions import resample, sincos2d
+
+
+def patchify(image: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows cols patch"]:
+    """Non-overlapping `size` x `size` patches, each flattened in (row, column, channel) order."""
+    batch, height, width, channels = image.shape
+    patches = image.reshape(batch, height // size, size, width // size, size, channels)
+    return patches.swapaxes(2, 3).reshape(batch, height // size, width // size, size * size * channels)
+
+
+class PatchProjection(nnx.Module):
+    """Linear embedding of patches: a convolution whose stride is its size, computed as one matmul.
+
+    The kernel is stored as the convolution's, [size, size, channels, width], so that its fan and its layout are those
+    of published weights.
+    """
+
+    def __init__(self, size: int, channels: int, width: int, *, bias: bool, dtype: str, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(lecun_normal()(rngs.params(), (size, size, channels, width)))
+        self.bias = nnx.Param(jnp.zeros(width)) if bias else None
+        self.size, self.dtype = size, dtype
+
+    def __call__(self, image: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows cols dim"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        x = patchify(image.astype(self.dtype), self.size) @ kernel.reshape(-1, kernel.shape[-1])
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+class ConvStem(nnx.Module):
+    """Stride-2 3x3 convolutions with GELU before the patch embedding (Xiao et al. 2021, arXiv:2106.14881).
+
+    Each halves the image. A small model learns shapes from few images with it, where a linear patch embedding does not.
+    """
+
+    def __init__(self, channels: tuple[int, ...], *, dtype: str, rngs: nnx.Rngs):
+        conv = functools.partial(
+            nnx.Conv,
+            kernel_size=(3, 3),
+            strides=2,
+            padding=1,
+            kernel_init=he_normal(),
+            dtype=jnp.dtype(dtype),
+            rngs=rngs,
+        )
+        for i, (before, after) in enumerate(zip((3, *channels), channels)):
+            setattr(self, f"conv{i}", conv(before, after))
+        self.depth = len(channels)
+
+    def __call__(self, image: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows cols channels"]:
+        for i in range(self.depth):
+            image = jax.nn.gelu(getattr(self, f"conv{i}")(image))
+        return image
+
+
+class ImageEmbed(nnx.Module):
+    """Patches (after the optional stem) plus positions, with a CLS token in front where one is pooled.
+
+    Learned positions are those of the trained `grid`; an image with another grid gets them resampled. They include one
+    for CLS (as CLIP and the original ViT have it), which sine-cosine positions leave at zero.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        patch_size: int,
+        grid: int,
+        stem_channels: tuple[int, ...],
+        posemb: str,
+        cls_token: bool,
+        bias: bool,
+        dtype: str,
+        init: Initializers,
+        rngs: nnx.Rngs,
+    ):
+        self.stem = ConvStem(stem_channels, dtype=dtype, rngs=rngs) if stem_channels else None
+        channels = stem_channels[-1] if stem_channels else 3
+        self.patch = PatchProjection(
+            patch_size >> len(stem_channels), channels, width, bias=bias, dtype=dtype, rngs=rngs
+        )
+        self.cls = nnx.Param(init.cls(rngs.params(), (width,))) if cls_token else None
+        learned = posemb == "learn"
+        self.posemb = nnx.Param(init.image_posemb(rngs.params(), (cls_token + grid * grid, width))) if learned else None
+        self.patch_size, self.width, self.dtype = patch_size, width, dtype
+
+    def __call__(self, image: Float[Array, "batch height width 3"]) -> Float[Array, "batch time dim"]:
+        batch, *size, _ = image.shape
+        if size[0] % self.patch_size or size[1] % self.patch_size:
+            raise UserError(f"an image of {size[0]} x {size[1]} is not divisible by patch_size={self.patch_size}.")
+        x = self.patch(image if self.stem is None else self.stem(image))
+        rows, cols = x.shape[1:3]
+        x = x.reshape(batch, rows * cols, self.width)
+        prefix = 0 if self.cls is None else 1
+        if prefix:
+            cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (batch, 1, self.width))
+            x = jnp.concatenate([cls, x], axis=1)
+        return x + self._positions((rows, cols), prefix).astype(self.dtype)
+
+    def _positions(self, grid: tuple[int, int], prefix: int) -> Float[Array, "time dim"]:
+        if self.posemb is not None:
+            return resample(self.posemb[...], grid, prefix=prefix)
+        return jnp.pad(sincos2d(*grid, self.width), ((prefix, 0), (0, 0)))
+
+
+class TextEmbed(nnx.Module):
+    """Token embeddings plus learned positions. An id outside the vocabulary gives NaN, not another token's vector."""
+
+    def __init__(self, vocab_size: int, length: int, width: int, *, dtype: str, init: Initializers, rngs: nnx.Rngs):
+        self.token = nnx.Param(init.token(rngs.params(), (vocab_size, width)))
+        self.posemb = nnx.Param(init.text_posemb(rngs.params(), (length, width)))
+        self.dtype = dtype
+
+    def __call__(self, text: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
+        length = self.posemb.shape[0]
+        if text.shape[1] > length:
+            raise UserError(f"texts of {text.shape[1]} tokens are longer than the model's length={length}.")
+        # Rows are taken in f32 and cast after, so that the gradient of a frequent token is summed in f32.
+        x = jnp.take(self.token[...], text, axis=0) + self.posemb[: text.shape[1]]
+        return x.astype(self.dtype)

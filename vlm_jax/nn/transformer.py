@@ -1,0 +1,126 @@
+"""A stack of pre-norm transformer blocks, scanned or unrolled, with a choice of rematerialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vlm_jax import tree
+from vlm_jax.nn.attention import SelfAttention
+from vlm_jax.nn.functional import Functional, Params
+from vlm_jax.nn.initializers import Initializers, initializers
+from vlm_jax.nn.mlp import Mlp
+
+REMAT = ("none", "attention", "block")
+
+
+def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with statistics in f32, whatever the compute dtype; the result is in `dtype`."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.dtype(dtype), rngs=rngs)
+
+
+class Block(nnx.Module):
+    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`."""
+
+    def __init__(self, config: Transformer, init: Initializers, rngs: nnx.Rngs):
+        c = config
+        self.ln1 = layer_norm(c.width, c.norm_eps, c.dtype, rngs)
+        self.attn = SelfAttention(
+            c.width,
+            c.num_heads,
+            causal=c.causal,
+            bias=c.qkv_bias,
+            remat=c.remat == "attention",
+            dtype=c.dtype,
+            init=init,
+            rngs=rngs,
+        )
+        self.ln2 = layer_norm(c.width, c.norm_eps, c.dtype, rngs)
+        self.mlp = Mlp(c.width, c.mlp_dim, activation=c.activation, dtype=c.dtype, init=init, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch #time time"] | None
+    ) -> Float[Array, "batch time dim"]:
+        x = x + self.attn(self.ln1(x), mask)
+        return x + self.mlp(self.ln2(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """`depth` equal blocks as pure functions over their parameters.
+
+    Unrolled, parameters are `00/attn/qkv/kernel`, `01/...`: the compiler sees every layer and runs faster. Scanned,
+    they are one leaf `attn/qkv/kernel` with a leading axis over layers: compilation does not grow with depth. Both
+    start from the same numbers.
+
+    `remat` says what the backward pass computes again instead of keeping: "none", "attention" (the [time, time]
+    weights of each head) or "block" (everything but each block's input).
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    qkv_bias: bool
+    causal: bool
+    scan: bool
+    remat: str
+    dtype: str
+    init_style: str
+
+    @functools.cached_property
+    def _block(self) -> Functional:
+        init = initializers(self.init_style, width=self.width, depth=self.depth)
+        return Functional(lambda rngs: Block(self, init, rngs))
+
+    def init(self, key: Array) -> Params:
+        """Parameters of all blocks. One block's initializer is traced once, whatever the depth."""
+        stacked = jax.vmap(self._block.init)(jax.random.split(key, self.depth))
+        if self.scan:
+            return stacked
+        names = [tree.layer_name(self.depth, i) for i in range(self.depth)]
+        return {name: jax.tree.map(operator.itemgetter(i), stacked) for i, name in enumerate(names)}
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names under which `apply` can return the output of each block."""
+        return tuple(f"blocks/{tree.layer_name(self.depth, i)}" for i in range(self.depth))
+
+    def apply(
+        self,
+        params: Params,
+        x: Float[Array, "batch time dim"],
+        mask: Bool[Array, "batch #time time"] | None = None,
+        *,
+        taps: Sequence[str] = (),
+    ) -> tuple[Float[Array, "batch time dim"], dict[str, Float[Array, "batch time dim"]]]:
+        """The last block's output, and those of the blocks named in `taps`.
+
+        `mask` is true where a query (axis 1) may see a key (axis 2). Scanned layers that are
+        tapped keep the output of every block, of which the named ones are picked.
+        """
+        block = jax.checkpoint(self._block, prevent_cse=not self.scan) if self.remat == "block" else self._block
+        outputs = {}
+        if self.scan:
+
+            def layer(x, params):
+                x = block(params, x, mask)
+                return x, x if taps else None
+
+            x, every = jax.lax.scan(layer, x, params)
+            outputs = {name: every[i] for i, name in enumerate(self.tap_names) if name in taps}
+        else:
+            for name, layer_params in zip(self.tap_names, (params[n] for n in sorted(params))):
+                x = block(layer_params, x, mask)
+                if name in taps:
+                    outputs[name] = x
+        return x, outputs
