@@ -61,7 +61,7 @@ def _open(image, min_size: int | None):
 def _from_array(array: np.ndarray):
     from PIL import Image
 
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise UnreadableImage(f"an array of {array.dtype} {array.shape}, wanted is uint8 [h, w] or [h, w, 1 | 3 | 4]")
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 

@@ -1,0 +1,136 @@
+"""Rows of several Parquet files as one table with random access."""
+
+from __future__ import annotations
+
+import glob
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.errors import UserError, closest
+
+
+def find_files(path: str) -> list[Path]:
+    """Files that `path` names, sorted: a file, the `*.parquet` below a folder, or a pattern with `*`, `?`, `**`, `{a,b}`.
+
+    Raises: UserError where there is none, with the nearest name that exists.
+    """
+    given = Path(path).expanduser()
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        if files := sorted(given.rglob("*.parquet")):
+            return files
+        raise UserError(f"no *.parquet file in the folder {path!r}.")
+    if re.search(r"[*?\[{]", path):
+        matches = (match for pattern in _braces(str(given)) for match in glob.glob(pattern, recursive=True))
+        if files := sorted({Path(match) for match in matches if Path(match).is_file()}):
+            return files
+        raise UserError(f"no file matches {path!r}.")
+    folder = given
+    while not folder.is_dir():
+        missing, folder = folder.name, folder.parent
+    raise UserError(
+        f"no {missing!r} in the folder {str(folder)!r}: {closest(missing, (p.name for p in folder.iterdir()))}"
+    )
+
+
+def _braces(pattern: str) -> list[str]:
+    """All patterns that "x{a,b}y" stands for; `glob` knows no braces."""
+    if not (found := re.search(r"\{([^{}]*)\}", pattern)):
+        return [pattern]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [full for choice in found[1].split(",") for full in _braces(before + choice + after)]
+
+
+class ParquetTable:
+    """The files' rows in their order. Making one reads the footers; rows are read by row group, and kept.
+
+    Several threads may read at the same time: a file is opened for every read, with the footer that is known.
+    """
+
+    def __init__(self, path: str, cache_bytes: int):
+        """Raises: UserError for no file, one that is no Parquet, or one with other columns than the first."""
+        self.files = find_files(path)
+        self.footers = [_footer(file) for file in self.files]
+        self.schema = self.footers[0].schema.to_arrow_schema()
+        for file, footer in zip(self.files, self.footers):
+            if not footer.schema.to_arrow_schema().equals(self.schema):
+                raise UserError(
+                    f"{file} has other columns than {self.files[0].name}; give one of them as a source of its own."
+                )
+        self.groups = [(k, group) for k, footer in enumerate(self.footers) for group in range(footer.num_row_groups)]
+        rows = [self.footers[k].row_group(group).num_rows for k, group in self.groups]
+        self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self.file_starts = np.cumsum([0] + [footer.num_rows for footer in self.footers])
+        self.cache_bytes = cache_bytes
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Values of one row. The columns must be the same in every call, as they are kept.
+
+        Raises: OSError where the file cannot be read, or is damaged.
+        """
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        group = self._group(number, columns)
+        at = index - int(self.starts[number])
+        return {name: column[at].as_py() for name, column in zip(group.column_names, group.columns)}
+
+    def where(self, index: int) -> str:
+        """File and row within it, as a message names them."""
+        k = int(np.searchsorted(self.file_starts, index, side="right")) - 1
+        return f"{self.files[k].name}:{index - int(self.file_starts[k])}"
+
+    def scan(self, columns: Sequence[str], first: int = 0, last: int | None = None) -> Iterator[tuple]:
+        """Tuples of the columns' values for rows `first` to `last` in order, without keeping row groups."""
+        last = len(self) if last is None else last
+        for number, start in enumerate(self.starts[:-1].tolist()):
+            if start < last and first < self.starts[number + 1]:
+                group = self._read(number, columns)
+                inside = slice(max(0, first - start), last - start)
+                yield from zip(*(group[column].to_pylist()[inside] for column in columns))
+
+    def _group(self, number: int, columns: Sequence[str]):
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        group = self._read(number, columns)  # outside the lock: others go on, and seldom two read the same
+        with self._lock:
+            if number not in self._kept:
+                self._kept[number] = group
+                self._kept_bytes += group.nbytes
+            while self._kept_bytes > self.cache_bytes and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return group
+
+    def _read(self, number: int, columns: Sequence[str]):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        k, group = self.groups[number]
+        try:
+            with pq.ParquetFile(self.files[k], metadata=self.footers[k], page_checksum_verification=True) as file:
+                return file.read_row_group(group, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:  # damaged pages would lose thousands of rows: not to be skipped
+            raise OSError(f"{self.files[k]}, row group {group}: {error}") from error
+
+
+def _footer(file: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
