@@ -69,11 +69,12 @@ class Parquet:
         if not self.text_column and not self.label_column and not self.class_name_column:
             raise UserError(
                 f"{self.path} has images but which column goes with them? Set text_column, class_name_column or "
-                f"label_column to one of: {', '.join(self._table.schema.names)}."
+                f"label_column to one of: {', '.join(self._table.schemas[0].names)}."
             )
         if not self.text_column and not self.class_name_column and not self.class_names:
             raise UserError(
-                f"column {self.label_column!r} of {self.path} has numbers without names: give `classes`, or class_name_column."
+                f"column {self.label_column!r} of {self.path} has numbers without names: "
+                "give class_name_column, or the names as `classes`."
             )
         if len(self) == 0:
             raise UserError(f"{self.path} has {len(self._table)} rows, none is left after skip={self.skip}.")
@@ -88,7 +89,8 @@ class Parquet:
         table = self._table
         files = [(file.name, file.stat().st_size, footer.num_rows) for file, footer in zip(table.files, table.footers)]
         read = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("path", "cache_mb")}
-        return hashlib.sha256(json.dumps([files, str(table.schema), read]).encode()).hexdigest()[:16]
+        columns = [str(schema.remove_metadata()) for schema in table.schemas]
+        return hashlib.sha256(json.dumps([files, columns, read]).encode()).hexdigest()[:16]
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ class Parquet:
         if self.classes:
             return tuple(self.classes)
         if self.class_name_column is None:
-            return _hugging_face_names(self._table.schema, self.label_column)
+            return _hugging_face_names(self._table.schemas[0], self.label_column)
         if self.label_column is None:
             return tuple(sorted({name for (name,) in self._table.scan([self.class_name_column]) if name is not None}))
         rows = set(self._table.scan([self.label_column, self.class_name_column]))
@@ -163,9 +165,9 @@ class Parquet:
         if self.label_column or self.class_name_column:
             record["label"] = self._label(row)
         if self.text_column:
-            record["text"] = row[self.text_column]
-            if not _texts(record["text"]):
+            if not (texts := _texts(row[self.text_column])):
                 raise _Missing(f"no text in column {self.text_column!r}")
+            record["text"] = texts if isinstance(row[self.text_column], list) else texts[0]
         else:
             record["text"] = [template.format(self.class_names[record["label"]]) for template in self.templates]
         return record
@@ -182,11 +184,11 @@ class Parquet:
         return int(label)
 
     def _check_column(self, field: str, column: str, kind: str, fits) -> None:
-        schema = self._table.schema
-        if column not in schema.names:
-            raise UserError(f"{self.path} has no column {column!r} ({field}): {closest(column, schema.names)}")
-        if not fits(schema.field(column).type):
-            raise UserError(f"column {column!r} of {self.path} is {schema.field(column).type}, {field} needs {kind}.")
+        for file, schema in zip(self._table.files, self._table.schemas):
+            if column not in schema.names:
+                raise UserError(f"{file} has no column {column!r} ({field}): {closest(column, schema.names)}")
+            if not fits(schema.field(column).type):
+                raise UserError(f"column {column!r} of {file} is {schema.field(column).type}, {field} needs {kind}.")
 
 
 class _Missing(Exception):
@@ -209,9 +211,9 @@ def _column_kinds() -> dict:
         return t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
 
     def image(kind):
-        return binary(kind) or (
-            t.is_struct(kind) and kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type)
-        )
+        if t.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type)
+        return binary(kind)
 
     def texts(kind):
         return string(kind) or ((t.is_list(kind) or t.is_large_list(kind)) and string(kind.value_type))

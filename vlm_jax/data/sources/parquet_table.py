@@ -16,10 +16,12 @@ from vlm_jax.errors import UserError, closest
 
 
 def find_files(path: str) -> list[Path]:
-    """Files that `path` names, sorted: a file, the `*.parquet` below a folder, or a pattern with `*`, `?`, `**`, `{a,b}`.
+    """Files that `path` names, sorted: one file, the `*.parquet` below a folder, or a pattern with `*`, `**`, `{a,b}`.
 
     Raises: UserError where there is none, with the nearest name that exists.
     """
+    if not path:
+        raise UserError("the path of the Parquet files is empty: give a file, a folder or a pattern.")
     given = Path(path).expanduser()
     if given.is_file():
         return [given]
@@ -35,9 +37,8 @@ def find_files(path: str) -> list[Path]:
     folder = given
     while not folder.is_dir():
         missing, folder = folder.name, folder.parent
-    raise UserError(
-        f"no {missing!r} in the folder {str(folder)!r}: {closest(missing, (p.name for p in folder.iterdir()))}"
-    )
+    near = closest(missing, (entry.name for entry in folder.iterdir()))
+    raise UserError(f"no {missing!r} in the folder {str(folder)!r}: {near}")
 
 
 def _braces(pattern: str) -> list[str]:
@@ -55,15 +56,10 @@ class ParquetTable:
     """
 
     def __init__(self, path: str, cache_bytes: int):
-        """Raises: UserError for no file, one that is no Parquet, or one with other columns than the first."""
+        """Raises: UserError for no file, or one that is no Parquet."""
         self.files = find_files(path)
         self.footers = [_footer(file) for file in self.files]
-        self.schema = self.footers[0].schema.to_arrow_schema()
-        for file, footer in zip(self.files, self.footers):
-            if not footer.schema.to_arrow_schema().equals(self.schema):
-                raise UserError(
-                    f"{file} has other columns than {self.files[0].name}; give one of them as a source of its own."
-                )
+        self.schemas = [footer.schema.to_arrow_schema() for footer in self.footers]
         self.groups = [(k, group) for k, footer in enumerate(self.footers) for group in range(footer.num_row_groups)]
         rows = [self.footers[k].row_group(group).num_rows for k, group in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])

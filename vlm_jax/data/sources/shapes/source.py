@@ -86,7 +86,7 @@ class Shapes:
         return self.size
 
     def __getitem__(self, index: int) -> dict:
-        """`image` uint8 [image_size, image_size, 3], `text` five captions, `label` class of the only object, else -1."""
+        """`image` uint8 [image_size, image_size, 3], `text` five captions, `label` class of the only object or -1."""
         scene = self.scene(index)
         return {
             "image": render(scene, self.image_size),
