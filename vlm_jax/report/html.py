@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 from vlm_jax.report import pictures
 from vlm_jax.report.artifacts import Gallery, Matrix, Table
 from vlm_jax.report.format import duration, number
-from vlm_jax.report.series import Panel, Series, collect, evaluation_panels, training_panels
+from vlm_jax.report.series import COUNT, Panel, Series, collect, evaluation_panels, natural, training_panels
 from vlm_jax.report.style import CSS
 from vlm_jax.report.writers import read_metrics, replace_file
 
@@ -47,9 +49,7 @@ def write_report(
     header = _facts(series) | dict(facts or {})
     parts = [
         f"<header><h1>{escape(title)}</h1>",
-        "<dl>"
-        + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in header.items())
-        + "</dl>",
+        f"<dl>{''.join(map(_fact, header.items()))}</dl>" if header else "",
         '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else "",
         "</header>",
         _evaluation(series),
@@ -85,15 +85,28 @@ def _facts(series: Mapping[str, Series]) -> dict[str, str]:
     return facts
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
+def _fact(item: tuple[str, str]) -> str:
+    return f"<div><dt>{escape(item[0])}</dt><dd>{escape(str(item[1]))}</dd></div>"
+
+
+def _section(title: str, *parts: str, source: str = "") -> str:
+    title = escape(title[:1].upper() + title[1:])
+    source = f' <span class="soft">{escape(source)}</span>' if source else ""
+    return f"<section><h2>{title}{source}</h2>\n" + "\n".join(parts) + "</section>"
 
 
 def _training(series: Mapping[str, Series]) -> str:
     panels = training_panels(series)
     if not panels:
         return _section("Training", '<p class="soft">No training metrics were written yet.</p>')
-    return _section("Training", _grid(panels))
+    flat = [line for panel in panels if _flat(panel) for line in panel.lines]
+    same = ", ".join(f"{name} {number(series.values[0])}" for name, series in flat)
+    steady = f'<p class="soft">The same at every step: {escape(same)}.</p>' if flat else ""
+    return _section("Training", _grid([panel for panel in panels if not _flat(panel)]), steady)
+
+
+def _flat(panel: Panel) -> bool:
+    return all(series.constant for _, series in panel.lines)
 
 
 def _evaluation(series: Mapping[str, Series]) -> str:
@@ -101,13 +114,17 @@ def _evaluation(series: Mapping[str, Series]) -> str:
     if not evaluations:
         return ""
     rows, group = [], None
-    for name in sorted(evaluations):
+    for name in sorted(evaluations, key=natural):
         evaluator, _, short = name.removeprefix("eval/").rpartition("/")
         if evaluator != group:
-            rows.append(f'<tr class="group"><th colspan="5" scope="rowgroup">{escape(evaluator)}</th></tr>')
+            count = evaluations.get(f"eval/{evaluator}/{COUNT}")
+            size = f' <span class="soft">{number(count.last()[1])} examples</span>' if count else ""
+            rows.append(f'<tr class="group"><th colspan="5" scope="rowgroup">{escape(evaluator)}{size}</th></tr>')
             group = evaluator
+        if short == COUNT:
+            continue
         last, best = evaluations[name].last(), evaluations[name].best()
-        cells = [number(last[1]), f"{last[0]:,}", *((number(best[1]), f"{best[0]:,}") if best else ("", ""))]
+        cells = [_score(last[1]), f"{last[0]:,}", *((_score(best[1]), f"{best[0]:,}") if best else ("", ""))]
         numbers = "".join(f'<td class="number{" soft" if i % 2 else ""}">{cell}</td>' for i, cell in enumerate(cells))
         rows.append(f'<tr><th scope="row">{escape(short)}</th>{numbers}</tr>')
     heads = "".join(f'<th scope="col" class="number">{head}</th>' for head in ("last", "at step", "best", "at step"))
@@ -116,7 +133,12 @@ def _evaluation(series: Mapping[str, Series]) -> str:
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     repeated = [panel for panel in evaluation_panels(evaluations) if any(len(s.steps) > 1 for _, s in panel.lines)]
-    return _section("Evaluation", table, f"<h3>Over steps</h3>{_grid(repeated)}" if repeated else "")
+    return _section("Evaluation", f'<div class="beside">{table}{_grid(repeated) if repeated else ""}</div>')
+
+
+def _score(value: float) -> str:
+    """Fractions with the same number of decimals, so that they line up."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) <= 1 else number(value)
 
 
 def _grid(panels: Sequence[Panel]) -> str:
@@ -125,7 +147,7 @@ def _grid(panels: Sequence[Panel]) -> str:
     if len(panels) > MOST_PANELS:
         names = ", ".join(name for panel in panels[MOST_PANELS:] for name, _ in panel.lines)
         more = f'<p class="soft">Not drawn, but in metrics.jsonl: {escape(names[:2000])}</p>'
-    return f'<div class="grid">\n{figures}\n</div>{more}'
+    return f'<div><div class="grid">\n{figures}\n</div>{more}</div>'
 
 
 def _panel(panel: Panel) -> str:
@@ -150,11 +172,11 @@ def _artifact(name: str, artifact: Matrix | Gallery | Table) -> str:
     show = shows.get(type(artifact))
     if show is None:
         return _section(name, f'<p class="soft">A {escape(type(artifact).__name__)} cannot be shown here.</p>')
-    return _section(artifact.title, show(artifact))
+    return _section(artifact.title, show(artifact), source=name.split("/")[0])
 
 
 def _matrix(artifact: Matrix) -> str:
-    values = artifact.values
+    values = np.asarray(artifact.values)
     if values.ndim != 2 or not values.size:
         return '<p class="soft">The matrix is empty.</p>'
     words = [f"{values.shape[0]:,} rows, {values.shape[1]:,} columns"]
@@ -163,7 +185,7 @@ def _matrix(artifact: Matrix) -> str:
     if (means := pictures.diagonal(values)) is not None:
         words.append(f"mean of the diagonal {number(means[0], 3)}, of the rest {number(means[1], 3)}")
     picture = pictures.matrix(artifact.title, values, artifact.row_labels, artifact.column_labels)
-    return f'<figure class="matrix">{picture}<figcaption>{"; ".join(words)}.</figcaption></figure>'
+    return f'<figure class="matrix"><div class="scroll">{picture}</div><figcaption>{"; ".join(words)}.</figcaption></figure>'
 
 
 def _gallery(artifact: Gallery) -> str:

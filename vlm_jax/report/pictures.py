@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -55,14 +56,14 @@ def curves(panel: Panel) -> str:
         lost = series.steps[~series.finite][:100]
         foot = np.full(len(lost), 0.02)
         axes.plot(lost, foot, "x", color=ALERT, markersize=4, transform=axes.get_xaxis_transform(), clip_on=False)
-    finite = np.concatenate([series.values[series.finite] for series in shown])
-    if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
+    if panel.log:
         axes.set_yscale("log")
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        if len(finite) and finite.min() >= 0 and finite.min() < 0.5 * finite.max():
+        bottom, top = axes.get_ylim()
+        if 0 < bottom < 0.5 * top:
             axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 6)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_value_label))
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_step_label))
@@ -94,9 +95,9 @@ def matrix(title: str, values: np.ndarray, rows: Sequence[str], columns: Sequenc
 
     values = np.asarray(values, np.float64)[:MATRIX_SIDE, :MATRIX_SIDE]
     n, m = values.shape
-    labels = [_short(label) if max(n, m) <= LABELLED_SIDE else "" for label in rows[:n]]
-    below = [_short(label) if max(n, m) <= LABELLED_SIDE else "" for label in columns[:m]]
-    left, foot = (0.3 + 0.062 * max(map(len, text), default=0) for text in (labels, below))
+    labels, below = ([] if max(n, m) > LABELLED_SIDE else [*map(_short, text)] for text in (rows, columns))
+    labels, below = labels if len(labels) == n else [], below if len(below) == m else []
+    left, foot = (0.2 + 0.056 * max(map(len, text), default=0) for text in (labels, below))
     wide, high = 4.2 * min(1, m / n), 4.2 * min(1, n / m)
     figure = Figure(figsize=(left + wide + 0.7, high + foot + 0.1))
     width, height = figure.get_size_inches()
@@ -106,16 +107,17 @@ def matrix(title: str, values: np.ndarray, rows: Sequence[str], columns: Sequenc
     image = axes.imshow(
         np.ma.masked_invalid(values), cmap=_ramp(), vmin=low, vmax=top, interpolation="none", aspect="auto"
     )
-    axes.set_xticks(range(m) if any(below) else [], below if any(below) else [], rotation=90)
-    axes.set_yticks(range(n) if any(labels) else [], labels if any(labels) else [])
+    axes.set_xticks(range(len(below)), below, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
     scale = figure.add_axes(((left + wide + 0.12) / width, foot / height, 0.1 / width, high / height))
-    figure.colorbar(image, cax=scale, format=lambda value, _: number(value, 3)).outline.set_visible(False)
+    figure.colorbar(image, cax=scale, format=lambda value, _: number(value, 3)).outline.set(color=RULE, linewidth=0.6)
     for part in (axes, scale):
         _ink(part, 7.5)
-        for spine in part.spines.values():
-            spine.set_visible(False)
+        part.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
     words = f"{title}: matrix of {n} rows and {m} columns, from {number(low)} to {number(top)}."
-    return _svg(figure, words)
+    return _svg(figure, words, "labelled" if labels or below else "plain")
 
 
 def diagonal(values: np.ndarray) -> tuple[float, float] | None:
@@ -150,6 +152,13 @@ def _ramp():
     return LinearSegmentedColormap.from_list("ink", ["#f4f1e8", "#c3cdd3", "#7fa3bf", "#37709f", "#123f73", "#0a1f44"])
 
 
+def _value_label(value: float, _: int) -> str:
+    if value and abs(value) < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return number(value, 6)
+
+
 def _step_label(step: float, _: int) -> str:
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(step) >= size:
@@ -169,7 +178,7 @@ def _ink(axes: Axes, size: float) -> None:
     axes.spines["bottom"].set(color=INK, linewidth=0.6)
 
 
-def _svg(figure: Figure, words: str) -> str:
+def _svg(figure: Figure, words: str, kind: str = "curves") -> str:
     import matplotlib
 
     figure.patch.set_alpha(0)
@@ -178,14 +187,16 @@ def _svg(figure: Figure, words: str) -> str:
     out = io.StringIO()
     # Text stays text: it is smaller than outlines, can be searched, and takes the font of the page. The salt keeps the
     # names inside of one picture apart from those of the next, and the page a function of the run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": words}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": words}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has more scripts than we do
         figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| font-family: [^;"]*;?| transform="rotate\(-0 [^)]*\)"', "", svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = re.sub("|".join(CSS), lambda colour: CSS[colour[0]], svg)
     view = re.search(r'viewBox="([^"]*)"', svg)[1]
-    head = f'<svg viewBox="{view}" role="img" aria-label="{html.escape(words)}">'
+    head = f'<svg class="{kind}" viewBox="{view}" role="img" aria-label="{html.escape(words)}">'
     return re.sub(r"^<svg[^>]*>", lambda _: head, svg).strip()

@@ -16,6 +16,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "loss": lambda value: f"loss {value:#.4g}",
     "learning_rate": lambda value: f"lr {value:.1e}",
     "examples_per_s": lambda value: f"{rate(value)} examples/s",
+    "eta_s": lambda value: f"eta {duration(value)}",
 }
 
 
@@ -74,20 +75,10 @@ class Progress:
     pipe, a lost terminal) never stops the run.
     """
 
-    def __init__(
-        self,
-        total: int,
-        start: int = 0,
-        *,
-        stream: TextIO | None = None,
-        quiet: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, total: int, start: int = 0, *, stream: TextIO | None = None, quiet: bool = False):
         """`stream` is standard output by default; `quiet` shows nothing (every process but the first)."""
         self.total, self.start = total, start
         self._out = _Lasting(None if quiet else stream or sys.stdout)
-        self._clock = clock
-        self._anchor: tuple[float, int] | None = None  # time and step of the first update: compiling is not speed
         self._bar = self._task = None
         self._drawn = float("-inf")
 
@@ -103,23 +94,19 @@ class Progress:
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Says that `step` steps are done; `metrics` (keys `train/NAME` or `NAME`) are shown where given."""
-        now = self._clock()
-        if self._anchor is None:
-            self._anchor = now, step
-        parts = []
+        numbers = ""
         if metrics is not None:
             values = {name.removeprefix("train/"): float(value) for name, value in metrics.items()}
-            parts = [show(values[name]) for name, show in SHOWN.items() if name in values]
-        eta = self._eta(now, step)
-        if self._bar is not None:
-            if parts:
-                self._bar.update(self._task, numbers="  ".join(parts))
-            self._bar.update(self._task, completed=step, eta=eta)
-            if metrics is not None or now - self._drawn > 0.1 or step >= self.total:
-                self._drawn = now
-                self._bar.refresh()
-        elif metrics is not None:
-            self.note("  ".join([f"step {step}/{self.total}", *parts, *([eta] if eta else [])]))
+            numbers = "  ".join(show(values[name]) for name, show in SHOWN.items() if name in values)
+        if self._bar is None:
+            if metrics is not None:
+                self.note(f"step {step}/{self.total}  {numbers}".rstrip())
+            return
+        self._bar.update(self._task, completed=step, **({"numbers": numbers} if numbers else {}))
+        now = time.monotonic()
+        if metrics is not None or now - self._drawn > 0.1:  # drawing at each of a thousand steps a second costs
+            self._drawn = now
+            self._bar.refresh()
 
     def note(self, line: str) -> None:
         """Prints `line`, above the bar where there is one."""
@@ -128,12 +115,6 @@ class Progress:
         else:
             self._out.write(line + "\n")
             self._out.flush()
-
-    def _eta(self, now: float, step: int) -> str:
-        then, first = self._anchor
-        if step <= first:
-            return ""
-        return "eta " + duration((now - then) / (step - first) * (self.total - step))
 
     def _open_bar(self) -> None:
         from rich.console import Console
@@ -145,10 +126,9 @@ class Progress:
             text("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             text("{task.fields[numbers]}"),
-            text("{task.fields[eta]}"),
             console=Console(file=self._out),
             auto_refresh=False,  # no drawing thread: drawing then can neither race with a write nor fail unseen
             expand=True,
         )
-        self._task = self._bar.add_task("", total=self.total, completed=self.start, numbers="", eta="")
+        self._task = self._bar.add_task("", total=self.total, completed=self.start, numbers="")
         self._bar.start()

@@ -19,11 +19,14 @@ TRAINING = {
     "Logit bias": r"(.*/)?(logit_)?bias",
     "Examples per second": r"examples_per_s(_.*)?",
     "TFLOP/s per device": r"tflops?(_.*)?",
-    "Model FLOP utilisation": r"mfu",
+    "Model FLOP utilisation": r"mfu(_.*)?",
+    "Milliseconds per step": r"step_ms",
     "Waiting for data": r"data_.*|.*wait.*",
 }
+LOGARITHMIC = ("Loss", "Norms")  # panels that get a logarithmic axis where their values span decades
 # Clocks: they say where the run is, and as curves they would be straight lines.
 CLOCKS = r"train/(eta.*|epochs?|examples(_seen)?|elapsed.*|seconds|time.*)"
+COUNT = "examples"  # an evaluator's number of examples: it belongs to its heading, not among its results
 LOWER_IS_BETTER = r"(^|_)(loss|nll|perplexity|ppl|error|rank|fid|distance)(_|$)"
 
 
@@ -38,6 +41,11 @@ class Series:
     @property
     def finite(self) -> np.ndarray:
         return np.isfinite(self.values)
+
+    @property
+    def constant(self) -> bool:
+        """Whether every value is the same finite number."""
+        return bool(np.isfinite(self.values[0]) and (self.values == self.values[0]).all())
 
     def last(self) -> tuple[int, float]:
         """Step and value of the newest measurement."""
@@ -54,10 +62,11 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Series drawn on one pair of axes, with the name each has there."""
+    """Series drawn on one pair of axes, with the name each has there; `log` draws values on a logarithmic axis."""
 
     title: str
     lines: tuple[tuple[str, Series], ...]
+    log: bool = False
 
 
 def collect(lines: Iterable[Mapping[str, float]]) -> dict[str, Series]:
@@ -94,25 +103,38 @@ def thin(series: Series, limit: int = 1000) -> Series:
 def training_panels(series: Mapping[str, Series]) -> list[Panel]:
     """Panels of the `train/` metrics: the known ones first, then one for each remaining name (or group `a/b`)."""
     groups: dict[str, list[tuple[str, Series]]] = {title: [] for title in TRAINING}
-    for name in sorted(series):
+    for name in sorted(series, key=natural):
         if name.startswith("train/") and not re.fullmatch(CLOCKS, name):
             short = name.removeprefix("train/")
             title = next((t for t, pattern in TRAINING.items() if re.fullmatch(pattern, short)), short.split("/")[0])
             groups.setdefault(title, []).append((short, series[name]))
-    return _panels(groups)
+    return [dataclasses.replace(panel, log=_spans_decades(panel)) for panel in _panels(groups)]
 
 
 def evaluation_panels(series: Mapping[str, Series]) -> list[Panel]:
-    """Panels of the `eval/EVALUATOR/NAME` metrics: fractions of one evaluator together, anything else by itself."""
+    """Panels of the `eval/EVALUATOR/NAME` metrics: fractions of one evaluator together, anything else
+    by itself. What never changes is left to the table."""
     groups: dict[str, list[tuple[str, Series]]] = {}
-    for name in sorted(series):
-        if name.startswith("eval/"):
+    for name in sorted(series, key=natural):
+        if name.startswith("eval/") and name.rsplit("/", 1)[-1] != COUNT and not series[name].constant:
             evaluator, _, short = name.removeprefix("eval/").rpartition("/")
             values = series[name].values[series[name].finite]
             fraction = ((values >= 0) & (values <= 1)).all()
             title = evaluator or short if fraction else f"{evaluator}: {short}"
             groups.setdefault(title, []).append((short, series[name]))
     return _panels(groups)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts `r5` before `r10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _spans_decades(panel: Panel) -> bool:
+    if not panel.title.startswith(LOGARITHMIC):
+        return False
+    values = np.concatenate([line.values[line.finite] for _, line in panel.lines])
+    return bool(len(values) and values.min() > 0 and values.max() > 30 * values.min())
 
 
 def _panels(groups: Mapping[str, list[tuple[str, Series]]]) -> list[Panel]:

@@ -23,6 +23,7 @@ h2 { font-size: 1.3rem; margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px
 h3 { font-size: 1.02rem; margin: 1.6rem 0 .5rem; }
 p { max-width: 70ch; margin: .5rem 0; }
 .soft, figcaption { color: var(--soft); font-size: .86rem; }
+h2 .soft, th .soft { font: .8rem var(--sans); margin-left: .5em; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem 1.5rem; margin: 0 0 1.5rem;
   border-top: 1px solid var(--ink); padding-top: 1rem; }
 dt { color: var(--soft); font-size: .8rem; }
@@ -39,8 +40,13 @@ tbody th[colspan] { font-family: var(--serif); font-weight: 600; padding-top: .9
 tbody tr + tr td, tbody tr + tr th:not([colspan]) { border-top: 1px solid var(--rule); }
 tr.group + tr > * { border-top: 0 !important; }
 .number { text-align: right; white-space: nowrap; }
+@media (max-width: 40rem) { th, td { padding-right: .7rem; } }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 2rem 2.25rem; }
 figure { margin: 0; min-width: 0; }
+.beside { display: grid; gap: 2rem 3rem; align-items: start; }
+.beside > * { min-width: 0; }
+@media (min-width: 62rem) { .beside:has(.grid) { grid-template-columns: auto 1fr; }
+  .beside .grid { grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); } }
 .grid h3 { margin: 0 0 .35rem; }
 svg { display: block; width: 100%; height: auto; }
 svg * { stroke-linejoin: round; }
@@ -51,9 +57,10 @@ svg text { font-family: var(--sans); font-variant-numeric: tabular-nums; }
 .legend b { font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums; }
 .alert { color: var(--alert); }
 .matrix { max-width: 40rem; }
+.matrix .labelled { min-width: 34rem; }
 .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); gap: .8rem; margin: 0 0 1.4rem; }
 .strip figure { width: 100%; }
-.strip img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--wash);
+.strip img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: var(--wash);
   border-bottom: 3px solid var(--rule); }
 .strip .good img { border-color: var(--good); }
 .strip .bad img { border-color: var(--alert); }

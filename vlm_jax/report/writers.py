@@ -144,10 +144,8 @@ class TensorBoardWriter:
 class WandbWriter:
     """Logs to Weights & Biases; the id kept in the workdir lets a restarted run go on in the same W&B run."""
 
-    def __init__(
-        self, workdir: str | os.PathLike, *, project: str, name: str | None = None, config: Mapping | None = None
-    ):
-        """Starts or continues the run.
+    def __init__(self, project: str, workdir: str | os.PathLike, *, config: Mapping[str, Any] | None = None):
+        """Starts the run of `workdir` in `project`, named as the folder, or continues it; `config` is shown with it.
 
         Raises:
           UserError: the package wandb is not installed.
@@ -156,14 +154,14 @@ class WandbWriter:
             import wandb
         except ImportError:
             raise UserError("logging to W&B needs the package wandb: pip install wandb") from None
-        workdir = Path(workdir)
+        workdir = Path(workdir).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         kept = workdir / "wandb_id"
         if not kept.exists():
             replace_file(kept, secrets.token_hex(8).encode())
         self._run = wandb.init(
             project=project,
-            name=name,
+            name=workdir.name,
             id=kept.read_text(),
             resume="allow",
             dir=str(workdir),
