@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -182,7 +183,12 @@ class _Maker:
 
     def __init__(self, pipeline: Pipeline, seed: int):
         self._pipeline, self._seed = pipeline, seed
-        self._read = Reader(pipeline.source, pipeline.image.decode_resize, {} if pipeline.cache else None)
+        self._read = Reader(
+            pipeline.source,
+            pipeline.image.decode_resize,
+            needs_text=pipeline.text is not None,
+            cache={} if pipeline.cache else None,
+        )
         self._length = len(pipeline.source)
         self._with_label = bool(pipeline.source.class_names)
 
@@ -196,7 +202,7 @@ class _Maker:
                 unreadable.append((failure.key, failure.why))
             rng = generator(index)
             if pipeline.text is not None:
-                captions.append(self._caption(example, rng.random()))
+                captions.append(example.texts[int(rng.random() * len(example.texts))])
             images.append(pipeline.image.augment(example.image, rng))
             labels.append(example.label)
         batch = {"image": np.stack(images), "example_id": _halves(indices)}
@@ -239,14 +245,6 @@ class _Maker:
             f"source {self._pipeline.source.name!r}: {tries} records in a row are unreadable, "
             f"the first is {first.key}: {first.why}."
         )
-
-    def _caption(self, example: Example, draw: float) -> str:
-        if not example.texts:
-            raise UserError(
-                f"source {self._pipeline.source.name!r} has a record without text; "
-                "give it captions, or set the pipeline's text=None."
-            )
-        return example.texts[int(draw * len(example.texts))]
 
 
 class _Generator:
@@ -302,7 +300,7 @@ def evaluation_batches(
       where the source has class names. Rows past the end, and unreadable records, are zeros with `mask` False and
       `label` -1.
     """
-    read, length = Reader(source, image, cache), len(source)
+    read, length = Reader(source, image, text is not None, cache), len(source)
     steps = -(-length // batch_size)
     nothing = Example(np.zeros((image.size, image.size, 3), np.uint8), ("",), -1)
 
@@ -315,7 +313,8 @@ def evaluation_batches(
             if mask[i]:
                 try:
                     example = read(index)
-                except UnreadableRecord:
+                except UnreadableRecord as error:
+                    logging.warning("evaluation leaves out %s", error)
                     mask[i] = False
             examples.append(example)
         batch = {

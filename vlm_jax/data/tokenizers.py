@@ -146,7 +146,7 @@ def train(sentences: Iterable[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = " ".join(str(error).split()).rpartition("] ")[2]
         raise UserError(f"vocab_size={vocab_size} does not suit this corpus; sentencepiece says: {reason}") from None
     return model.getvalue()
 
@@ -200,7 +200,7 @@ def trained_size(spec: str) -> int:
       UserError: N is not a number of pieces.
     """
     number = spec.removeprefix("train:")
-    if not number.isdigit() or int(number) < 8:
+    if not number.isdecimal() or int(number) < 8:
         raise UserError(f"tokenizer={spec!r}: train:N needs a number of pieces, such as train:1000.")
     return int(number)
 
@@ -239,8 +239,9 @@ def main(argv: list[str] | None = None) -> int:
         output = Path(args.output)
         if not output.parent.is_dir():
             raise UserError(f"--output={args.output}: the folder {output.parent} does not exist.")
-        _write(output, train(_lines(args.files), args.vocab_size))
-        print(f"{output}: {load(str(output)).vocab_size} pieces")
+        model = train(_lines(args.files), args.vocab_size)
+        _write(output, model)
+        print(f"{output}: {SentencePiece(model).vocab_size} pieces")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
