@@ -300,10 +300,10 @@ def lines(config: Mapping, prefix: str = "") -> list[str]:
 
 def diff(old: Mapping, new: Mapping) -> list[str]:
     """What differs between two filled configs, one line a key: `seed: 0 -> 1`."""
-    a, b = (dict(line.split(" = ", 1) for line in lines(_plain(c))) for c in (old, new))
+    a, b = (dict(line.split(" = ", 1) for line in lines(plain(c))) for c in (old, new))
     return [f"{k}: {a.get(k, '(absent)')} -> {b.get(k, '(absent)')}" for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
 
 
-def _plain(config: Mapping) -> dict:
+def plain(config: Mapping) -> dict:
     """Through JSON, so that a config from a file and one from a recipe compare equal."""
     return _tuples(json.loads(to_json(config)))

@@ -190,4 +190,4 @@ def put(batch: Mapping[str, np.ndarray], rows: np.ndarray, batch_size: int, mesh
 
 def gather(x: jax.Array, mesh: Mesh) -> np.ndarray:
     """The whole of a sharded array as numpy, on every process."""
-    return np.asarray(jax.jit(lambda v: v, out_shardings=replicated(mesh))(x))
+    return np.asarray(jax.device_put(x, replicated(mesh)))

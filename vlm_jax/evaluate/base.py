@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
 from vlm_jax import mesh as meshes
+from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.pipeline import evaluation_batches
+from vlm_jax.errors import UserError
+from vlm_jax.units import timed
 
 Predict = Mapping[str, Callable]
 
@@ -29,9 +33,40 @@ def rounded(batch_size: int, mesh: Mesh) -> int:
     return -(-batch_size // ways) * ways
 
 
-def embed(function: Callable, rows: np.ndarray, batch_size: int, mesh: Mesh) -> Float[np.ndarray, "n dim"]:
-    """`function` of all rows (the same on every process), in padded batches, gathered to every process."""
-    size = rounded(min(batch_size, max(len(rows), 1)), mesh)
+@dataclasses.dataclass(frozen=True)
+@timed("every")
+class Evaluator:
+    """What all evaluators have.
+
+    Args:
+      every: how often, in one unit; the experiment's `evaluate` where none is given.
+      batch_size: examples a batch; it changes the speed and never the numbers.
+      weights: `raw` parameters, or their moving average.
+    """
+
+    batch_size: int = 256
+    weights: Literal["raw", "ema"] = "raw"
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises UserError for values that do not fit together."""
+        if self.batch_size < 1:
+            raise UserError(f"{type(self).__name__}.batch_size={self.batch_size} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Vectors of a whole source, and its other columns (`label`, ...), in order, on every process."""
+
+    vectors: Float[np.ndarray, "n dim"]
+    columns: dict[str, np.ndarray]
+
+
+def embed_rows(function: Callable, rows: np.ndarray, batch_size: int, mesh: Mesh) -> Float[np.ndarray, "n dim"]:
+    """`function` of all rows (the same on every process), in padded batches over all devices."""
+    size = rounded(min(batch_size, len(rows)), mesh)
     mine = meshes.local_rows(mesh, size)
     out = []
     for start in range(0, len(rows), size):
@@ -42,5 +77,16 @@ def embed(function: Callable, rows: np.ndarray, batch_size: int, mesh: Mesh) -> 
     return np.concatenate(out)
 
 
-def replicate(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    return jax.device_put(x, meshes.replicated(mesh))
+def embed_source(function: Callable, source: Any, image: ImageTransform, batch_size: int, mesh: Mesh) -> Embedded:
+    """`function` of all images of a source; each process decodes the rows that its devices hold."""
+    size = rounded(min(batch_size, len(source)), mesh)
+    mine = meshes.local_rows(mesh, size)
+    vectors, columns = [], {}
+    for batch in evaluation_batches(source, image, batch_size=size, rows=mine):
+        placed = meshes.put(batch, mine, size, mesh)
+        whole = {name: meshes.gather(x, mesh) for name, x in placed.items() if name != "image"}
+        keep = whole.pop("mask")
+        vectors.append(meshes.gather(function(placed["image"]), mesh)[keep])
+        for name, values in whole.items():
+            columns.setdefault(name, []).append(values[keep])
+    return Embedded(np.concatenate(vectors), {name: np.concatenate(parts) for name, parts in columns.items()})

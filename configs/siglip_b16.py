@@ -1,0 +1,91 @@
+"""SigLIP ViT-B/16: sigmoid loss on image-text pairs (Zhai et al. 2023, arXiv 2303.15343).
+
+Loss, initial scale and bias, batch of 32k, b2 = 0.95 and 32k pieces of lower-cased text padded to 64 are the paper's
+(sections 3.2, 4.2 and 4.6). It does not print its whole schedule; learning rate, weight decay, clipping, 20k steps of
+warm-up and 40B examples are those of its successor with the same towers (Tschannen et al. 2025, arXiv 2502.14786,
+section 2).
+"""
+
+import math
+
+from vlm_jax.config import bind, late
+
+VARIANTS = {
+    "full": "the recipe; needs --config.tokenizer=PATH and --config.data.source.path=FILES (Parquet)",
+    "smoke": "the same model on any machine: small batch, 4 steps, drawn shapes, byte tokenizer; default on a CPU",
+}
+
+
+def get_config(variant: str = ""):
+    return siglip(variant, size="B", patch_size=16, image_size=224)
+
+
+def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: bool = False, smoke_batch: int = 8):
+    """The recipe at one size of both towers; the text tower has the image tower's depth and width."""
+    config = bind("experiment.Experiment")
+    config.total_examples = 40_000_000_000
+    config.batch_size = 32_768
+    config.tokenizer = None
+    config.log_steps = 50
+    config.checkpoint_steps = 1000
+    config.evaluate_steps = 5000
+
+    config.image = bind("data.image.ImageTransform", size=image_size, resize="squash", interpolation="bilinear")
+    config.text = bind("data.text.Text", tokenizer=late("tokenizer"), length=64, canonicalise="siglip", eos="sticky", pad="eos")
+    config.data = bind(
+        "data.pipeline.Pipeline",
+        source=bind("data.sources.parquet.Parquet", path="data/*.parquet", text_column="text"),
+        image=late("image"),
+        text=late("text"),
+        threads=16,
+    )
+
+    tower = dict(size=size, pool="map", scan=scan, activation="gelu_tanh", norm_eps=1e-6)
+    config.task = bind(
+        "tasks.contrastive.Contrastive",
+        objective="sigmoid",
+        model=bind(
+            "models.two_tower.TwoTower",
+            image=bind("models.vit.ViT", **tower, patch_size=patch_size, image_size=image_size),
+            text=bind("models.text.TextTransformer", **tower | dict(pool="last"), vocab_size=32_000, length=64, out_dim=width(size)),
+            logit_scale_init=math.log(10),
+            logit_bias_init=-10.0,
+        ),
+    )
+    config.optimizer = bind(
+        "optim.Optimizer",
+        name="adamw",
+        learning_rate=1e-3,
+        b2=0.95,
+        weight_decay=0.1,  # 1e-4 a step where decay is not multiplied by the learning rate, as the paper has it
+        clip_norm=1.0,
+        mu_dtype="bfloat16",
+        schedule=bind("optim.schedules.Cosine", warmup_steps=20_000),
+    )
+
+    # It needs no files; point evaluators of your own at labelled images the same way.
+    config.evals = dict(
+        zero_shot_shapes=bind(
+            "evaluate.zero_shot.ZeroShot",
+            source=bind("data.sources.shapes.Shapes", size=480, image_size=image_size, split="test", scenes="single", pairs="all"),
+            image=late("image"),
+            text=late("text"),
+            templates=("a picture of a {}",),
+        )
+    )
+    if variant == "smoke":
+        config.total_examples = 4 * smoke_batch
+        config.batch_size = smoke_batch
+        config.tokenizer = "bytes"
+        config.log_steps = 1
+        config.data.source = bind("data.sources.shapes.Shapes", size=1000, image_size=image_size)
+        config.data.threads = 1
+        config.evals.zero_shot_shapes.source.size = 16
+        config.evals.zero_shot_shapes.batch_size = 16
+        config.optimizer.schedule.warmup_steps = 1
+    return config
+
+
+def width(size: str) -> int:
+    """Of the image tower, which the text tower's head must match."""
+    return {"B": 768, "L": 1024, "So400m": 1152}[size]

@@ -1,0 +1,97 @@
+"""Meshes, rules of partition, and which rows lie where."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vlm_jax import mesh as meshes
+from vlm_jax.errors import UserError
+from vlm_jax.mesh import Layout
+
+PARAMS = {
+    "image": {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 128, 512), np.float32)}},
+    "head": {"kernel": jax.ShapeDtypeStruct((256, 96), np.float32), "bias": jax.ShapeDtypeStruct((96,), np.float32)},
+}
+STACKS = {"image/blocks": 3}
+
+
+def specs(layout):
+    mesh = layout.make(jax.devices())
+    return jax.tree.map(lambda s: s.spec, meshes.shardings(PARAMS, layout, mesh, STACKS))
+
+
+def test_minus_one_takes_what_is_left():
+    assert dict(Layout(data=-1, fsdp=4).make(jax.devices()).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+@pytest.mark.parametrize("layout", [Layout(data=3), Layout(data=-1, fsdp=3), Layout(data=16)])
+def test_meshes_that_do_not_multiply(layout):
+    with pytest.raises(UserError, match=r"does not make 8 device"):
+        layout.make(jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        ({"fsdp": 0}, "sizes are positive"),
+        ({"rules": ((".*", "-,tensr"),)}, "did you mean 'tensor'"),
+        ({"rules": (("(", "fsdp"),)}, "no regular expression"),
+    ],
+)
+def test_bad_layouts(arguments, says):
+    with pytest.raises(UserError, match=says):
+        Layout(**arguments)
+
+
+def test_fsdp_takes_the_largest_dimension_and_leaves_small_arrays_whole():
+    found = specs(Layout(data=1, fsdp=8))
+    assert found["image"]["blocks"]["kernel"] == P(None, None, "fsdp")
+    assert found["head"]["kernel"] == P("fsdp", None)
+    assert found["head"]["bias"] == P()
+
+
+def test_explicit_rules_come_first_and_must_fit():
+    layout = Layout(data=1, fsdp=4, tensor=2, rules=((r"image/blocks/\d+/kernel", "fsdp,tensor"), (".*", "replicate")))
+    assert specs(layout)["image"]["blocks"]["kernel"] == P(None, "fsdp", "tensor")
+    assert specs(layout)["head"]["kernel"] == P()
+    with pytest.raises(UserError, match="does not fit head/bias"):
+        specs(Layout(data=8, rules=(("head/.*", "data,-"),)))
+
+
+def test_a_rule_that_splits_scanned_layers_is_an_error():
+    with pytest.raises(UserError, match="split the scanned layers of image/blocks/kernel"):
+        specs(Layout(data=1, fsdp=8, rules=(("image/blocks/01/.*", "replicate"), (".*", "fsdp"))))
+
+
+def test_optimizer_states_lie_with_their_parameters():
+    layout = Layout(data=1, fsdp=8)
+    mesh = layout.make(jax.devices())
+    places = meshes.shardings(PARAMS, layout, mesh, STACKS)
+    state = {"count": jax.ShapeDtypeStruct((), np.int32), "mu": PARAMS, "row": {"head": {"kernel": jax.ShapeDtypeStruct((256,), np.float32)}}}
+    found = meshes.follow(state, PARAMS, places, mesh)
+    assert found["mu"]["head"]["kernel"].spec == P("fsdp", None)
+    assert found["count"].spec == P() and found["row"]["head"]["kernel"].spec == P()
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(data=1, fsdp=8), Layout(data=2, fsdp=4), Layout(data=2, tensor=4)])
+def test_put_gives_back_the_batch(layout):
+    mesh = layout.make(jax.devices())
+    batch = {"x": np.arange(48).reshape(16, 3)}
+    rows = meshes.local_rows(mesh, 16)
+    np.testing.assert_array_equal(rows, np.arange(16))
+    placed = meshes.put(batch, rows, 16, mesh)["x"]
+    np.testing.assert_array_equal(np.asarray(placed), batch["x"])
+    assert placed.sharding.spec == P(("data", "fsdp"))
+
+
+def test_batches_must_divide_over_the_devices():
+    with pytest.raises(UserError, match=r"batch_size=12 is not divisible by the 8 devices .* 8 or 16"):
+        meshes.local_rows(Layout().make(jax.devices()), 12)
+
+
+def test_explain_names_the_rule():
+    layout = Layout(data=1, fsdp=8)
+    lines = meshes.explain(PARAMS, layout, layout.make(jax.devices()), STACKS)
+    assert len(lines) == 5 and any("image/blocks/02/kernel" in line and ".* -> fsdp" in line for line in lines)

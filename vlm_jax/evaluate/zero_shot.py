@@ -1,0 +1,76 @@
+"""Zero-shot classification: the class whose prompts lie nearest to the image (Radford et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.text import Text
+from vlm_jax.errors import UserError
+from vlm_jax.evaluate.base import Evaluator, Predict, Result, embed_rows, embed_source
+from vlm_jax.report.artifacts import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(Evaluator):
+    """Top-1 and top-5 accuracy over a labelled source.
+
+    A class is the mean of the unit-norm embeddings of its prompts, made unit-norm again.
+
+    Args:
+      source: gives `image` and `label`; its `class_names` are the classes, unless `class_names` is given.
+      templates: prompts with `{}` where the name goes.
+    """
+
+    source: Any = None
+    image: ImageTransform = ImageTransform()
+    text: Text = Text()
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    class_names: tuple[str, ...] = ()
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.names:
+            raise UserError("ZeroShot needs class names: a source that has them, or class_names=a,b,c.")
+        bad = [t for t in self.templates if t.count("{}") != 1]
+        if bad or not self.templates:
+            raise UserError(f"ZeroShot.templates: {bad or 'none given'}; each is a prompt with one {{}}, such as 'a photo of a {{}}.'")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.class_names) or tuple(self.source.class_names)
+
+    def classes(self, predict: Predict, mesh: Mesh) -> Float[np.ndarray, "classes dim"]:
+        """The unit-norm embedding of every class."""
+        prompts = [template.format(name) for name in self.names for template in self.templates]
+        embedded = embed_rows(predict["text_embedding"], self.text(prompts), self.batch_size, mesh)
+        means = embedded.reshape(len(self.names), len(self.templates), -1).mean(1)
+        return means / np.linalg.norm(means, axis=-1, keepdims=True).clip(1e-12)
+
+    def __call__(self, predict: Predict, mesh: Mesh) -> Result:
+        """`top1`, `top5` (more than five classes), `mean_per_class`, and `examples`, the number scored."""
+        embedded = embed_source(predict["image_embedding"], self.source, self.image, self.batch_size, mesh)
+        scores = embedded.vectors @ self.classes(predict, mesh).T
+        labels = embedded.columns["label"]
+        rank = ranks(scores, labels)
+        per_class = [(name, rank[labels == i]) for i, name in enumerate(self.names) if (labels == i).any()]
+        metrics = {
+            "top1": float((rank == 0).mean()),
+            "mean_per_class": float(np.mean([(r == 0).mean() for _, r in per_class])),
+            "examples": float(len(labels)),
+        }
+        if len(self.names) > 5:
+            metrics["top5"] = float((rank < 5).mean())
+        rows = [(name, len(r), f"{100 * (r == 0).mean():.1f}%") for name, r in per_class]
+        return Result(metrics, {"classes": Table("accuracy by class", ("class", "images", "top-1"), rows)})
+
+
+def ranks(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """How many wrong classes score at least as high as the right one: ties count against the model."""
+    right = np.take_along_axis(scores, labels[:, None], 1)
+    return (scores >= right).sum(1) - 1

@@ -1,0 +1,140 @@
+"""A run as one component: what a recipe binds at its root, and what is checked before any device is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_jax import config as configs
+from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.pipeline import Pipeline
+from vlm_jax.data.text import Text
+from vlm_jax.errors import UserError
+from vlm_jax.mesh import Layout
+from vlm_jax.optim import Optimizer
+from vlm_jax.units import Clock, timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """A window of steps whose trace is written to WORKDIR/profile, for xprof or TensorBoard."""
+
+    start: int = 10
+    steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+@timed("total", "log", "checkpoint", "evaluate")
+class Experiment:
+    """The root of a config.
+
+    Args:
+      task: the objective and its model.
+      data: what it is trained on.
+      image, text: preprocessing, shared by training and evaluation; they reach `data` and `evals` as `late` values.
+      optimizer: and its schedule.
+      evals: evaluators by the name their metrics get, `eval/NAME/METRIC`.
+      tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
+      total, log, checkpoint, evaluate: durations, each in `_steps`, `_examples`, `_epochs` or `_percent`.
+      batch_size: pairs of the global batch. microbatches: parts it is worked through in.
+      ema: decay of the moving average of the parameters; None keeps none.
+      mesh: axes and rules of partition.
+      keep_checkpoints: how many steps stay on disk.
+      resume: a workdir to continue from where this one has no checkpoint; everything is taken over.
+      init_from: a workdir or checkpoint whose parameters are the start.
+      overfit_batches: train on the first N batches again and again, to see the loss fall to zero.
+      profile: writes a trace window.
+      compilation_cache: folder of compiled programs, kept between runs; None keeps none.
+      peak_tflops: of one device, for MFU; None takes the table of known devices.
+      wandb: a Weights & Biases project to write to as well.
+      stages: reserved for recipes in stages.
+    """
+
+    task: Any
+    data: Pipeline
+    image: ImageTransform
+    text: Text
+    optimizer: Optimizer
+    batch_size: int
+    tokenizer: str | None = "bytes"
+    evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    microbatches: int = 1
+    ema: float | None = None
+    mesh: Layout = Layout()
+    keep_checkpoints: int = 3
+    resume: str | None = None
+    init_from: str | None = None
+    overfit_batches: int | None = None
+    profile: Profile | None = None
+    compilation_cache: str | None = "~/.cache/vlm_jax/xla"
+    peak_tflops: float | None = None
+    wandb: str | None = None
+    stages: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        if self.stages:
+            raise UserError("config.stages is reserved for recipes in stages, which this version does not run; leave it empty.")
+        for name in ("batch_size", "microbatches", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.{name}={getattr(self, name)} must be at least 1.")
+        if self.batch_size % self.microbatches:
+            raise UserError(f"config.microbatches={self.microbatches} does not divide batch_size={self.batch_size}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"config.ema={self.ema} is a decay between 0 and 1, for example 0.9999; None keeps no average.")
+        if self.overfit_batches is not None and self.overfit_batches < 1:
+            raise UserError(f"config.overfit_batches={self.overfit_batches} must be at least 1, or None.")
+        _ = self.clock  # two units of the total, or none, is an error now
+        for name in ("log", "checkpoint", "evaluate"):
+            self.clock.steps(self, name)
+        model = getattr(self.task, "model", None)
+        size = getattr(getattr(model, "image", None), "image_size", self.image.size)
+        if size != self.image.size:
+            raise UserError(f"config.image.size={self.image.size}, but the model takes images of {size}; set both to one value.")
+        length = getattr(getattr(model, "text", None), "length", self.text.length)
+        if length != self.text.length:
+            raise UserError(f"config.text.length={self.text.length}, but the text tower takes {length} tokens; set both to one value.")
+        table = getattr(getattr(model, "text", None), "vocab_size", self.text.vocab_size)
+        if table < self.text.vocab_size:
+            raise UserError(f"the text tower embeds {table} tokens, the tokenizer {self.tokenizer} has {self.text.vocab_size}.")
+
+    @property
+    def clock(self) -> Clock:
+        """What `_examples`, `_epochs` and `_percent` are worth in steps."""
+        epoch = self.overfit_batches * self.batch_size if self.overfit_batches else len(self.data.source)
+        total = Clock(self.batch_size, epoch).steps(self, "total")
+        if total is None:
+            raise UserError("config: how long? Give total_steps, total_examples or total_epochs.")
+        return Clock(self.batch_size, epoch, total)
+
+
+def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
+    """Builds the experiment that a config describes; a tokenizer is trained or copied into `assets` on the way.
+
+    Raises:
+      UserError: whatever can be wrong in it: files, sizes, names. No device is touched.
+    """
+    configs.check(config)
+    spec = config.get("tokenizer", "bytes")
+    if spec is None:
+        raise UserError(
+            "this recipe needs a tokenizer: --config.tokenizer=PATH. To train one on your captions, one a line: "
+            "python -m vlm_jax.data.tokenizers train --output=tokenizer.model --vocab_size=32000 captions.txt"
+        )
+    source = configs.build(config.data.source)
+    text = configs.build(config.text, tokenizer=spec).resolve(source.captions, assets)
+    return configs.build(
+        config,
+        image=configs.build(config.image),
+        text=text,
+        tokenizer=text.tokenizer,
+        vocab_size=text.vocab_size,
+        pad_id=text.pad_id,
+        eos_id=text.eos_id,
+        class_names=tuple(source.class_names),
+    )

@@ -1,0 +1,166 @@
+"""`python -m vlm_jax.main --config=NAME`: reads the arguments, says what is wrong with them, and starts the run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from vlm_jax.errors import UserError, closest
+
+USAGE = "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] [--bind='Target.param=VALUE' ...]"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; `--config.KEY=VALUE` are taken out before, since a recipe decides which keys there are."""
+    p = argparse.ArgumentParser(prog="python -m vlm_jax.main", usage=USAGE + " [options]", allow_abbrev=False, add_help=False)
+    p.add_argument("--config", metavar="NAME[:VARIANT]", help="a shipped recipe, a recipe's path, or the workdir of a run")
+    p.add_argument("--bind", action="append", default=[], metavar="TARGET.PARAM=VALUE", help="set a parameter wherever its component is bound")
+    p.add_argument("--workdir", metavar="DIR", help="checkpoints, metrics and report go here (default: workdirs/NAME)")
+    p.add_argument("--evaluate_only", action="store_true", help="evaluate the workdir's last good checkpoint, and stop")
+    p.add_argument("--dry_run", action="store_true", help="one step, every evaluator, one save, one restore; keeps nothing")
+    p.add_argument("--print_config", action="store_true", help="print the resolved config, one `key = value` a line, and stop")
+    p.add_argument("--allow_config_change", action="store_true", help="go on in a workdir that was begun with another config")
+    p.add_argument("--help", "-h", action="store_true", help="this text and the list of recipes")
+    return p
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(other arguments, [(key, value)]) of `--config.KEY=VALUE` and `--config.KEY VALUE`."""
+    rest, overrides, words = [], [], iter(argv)
+    for word in words:
+        match = re.match(r"--config\.([\w.]+)(?:=(.*))?$", word, re.DOTALL)
+        if not match:
+            rest.append(word)
+            continue
+        value = match[2] if match[2] is not None else next(words, None)
+        if value is None:
+            raise UserError(f"{word} needs a value: {word}=VALUE.")
+        overrides.append((match[1], value))
+    return rest, overrides
+
+
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The parsed flags and the overrides. Raises UserError on an unknown flag."""
+    rest, overrides = split_overrides(argv)
+    known = parser()
+    flags, unknown = known.parse_known_args(rest)
+    if unknown:
+        names = [o for action in known._actions for o in action.option_strings]
+        raise UserError(f"unknown argument {unknown[0]!r}; {closest(unknown[0].split('=')[0], names)}")
+    if not flags.config and not flags.help:
+        from vlm_jax.config import recipes
+
+        raise UserError(f"--config=NAME is missing; recipes: {', '.join(recipes())}.")
+    return flags, overrides
+
+
+def help_text() -> str:
+    """Flags and recipes, the latter with the first line of their docstrings."""
+    from vlm_jax.config import recipes
+
+    rows = []
+    for name, path in recipes().items():
+        first = re.search(r'^"""(.+?)(?:\n|""")', path.read_text())
+        rows.append(f"  {name:<18} {first[1] if first else ''}")
+    return parser().format_help() + "\nrecipes:\n" + "\n".join(rows)
+
+
+def resolved_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], variant: str | None = None):
+    """The recipe with variant, `--bind` and `--config.*` applied, checked, defaults filled in."""
+    from vlm_jax import config as configs
+    from vlm_jax.overrides import apply_bind, override
+
+    config = configs.load(flags.config if variant is None else f"{flags.config}:{variant}")
+    for text in flags.bind:
+        count = apply_bind(config, text)
+        print(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
+    for key, value in overrides:
+        override(config, key, value)
+    configs.check(config)
+    return config
+
+
+def cpu_variant(flags: argparse.Namespace) -> str | None:
+    """`smoke` where the recipe has that variant, none was asked for, and the only device is a CPU."""
+    from vlm_jax import config as configs
+
+    name, variant = configs.split_spec(flags.config)
+    if variant or Path(name).is_dir() or "smoke" not in configs.variants_of(configs.recipe_module(name)):
+        return None
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return None
+    print(f"only a CPU here: running {name}:smoke (same model, small batch, few steps, embedded data); the full recipe is --config={name}:full")
+    return "smoke"
+
+
+def check_workdir(workdir: Path, config, allow_change: bool) -> None:
+    """A workdir goes on only with the config it was begun with. Raises UserError with the differences."""
+    from vlm_jax import config as configs
+
+    path = workdir / "config.json"
+    if workdir.is_file():
+        raise UserError(f"--workdir={workdir} is a file; name a folder.")
+    if not path.is_file():
+        return
+    changes = configs.diff(configs.from_json(path.read_text(), str(path)), config)
+    if changes and not allow_change:
+        shown = "; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else "")
+        raise UserError(f"{workdir} belongs to another config ({shown}); take another --workdir, or --allow_config_change.")
+    for change in changes:
+        print(f"config change: {change}")
+
+
+def run(argv: list[str]) -> int:
+    """The whole program; returns the exit code."""
+    flags, overrides = arguments(argv)
+    if flags.help:
+        print(help_text())
+        return 0
+    from vlm_jax import config as configs
+
+    config = resolved_config(flags, overrides)
+    if flags.print_config:
+        print("\n".join(configs.lines(configs.fill(config))))
+        return 0
+    variant = cpu_variant(flags)
+    if variant:
+        config = resolved_config(flags, overrides, variant)
+    filled = configs.fill(config)
+    name = configs.split_spec(flags.config)[0]
+    default = Path(name) if Path(name).is_dir() else Path("workdirs") / (Path(name).stem + (f"-{variant}" if variant else ""))
+    workdir = Path(flags.workdir) if flags.workdir else default
+    check_workdir(workdir, filled, flags.allow_config_change)
+
+    from vlm_jax.experiment import open_experiment
+
+    experiment = open_experiment(config, workdir / "assets")
+
+    from vlm_jax import train
+
+    if flags.evaluate_only:
+        return train.evaluate_only(experiment, filled, workdir)
+    if flags.dry_run:
+        return train.dry_run(experiment, filled, workdir)
+    return train.train(experiment, filled, workdir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs, and turns a user's mistake into one line and exit code 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log, before jax is imported
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

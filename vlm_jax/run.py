@@ -1,0 +1,252 @@
+"""What the loop works with: devices, state, data, files, and what each of its verbs does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlm_jax import config as configs
+from vlm_jax import flops, report, startup
+from vlm_jax import mesh as meshes
+from vlm_jax.checkpoint import Store
+from vlm_jax.chrono import Chrono
+from vlm_jax.evaluate.base import Result
+from vlm_jax.experiment import Experiment
+from vlm_jax.optim import merge
+from vlm_jax.state import TrainState
+from vlm_jax.step import StepOptions, make_train_step, variables_of
+from vlm_jax.tasks.base import Context, is_contrastive
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop works with."""
+
+    experiment: Experiment
+    config: Mapping
+    workdir: Path
+    plan: startup.Plan
+    start: startup.Start
+    store: Store
+    writers: report.Writers
+    progress: report.Progress
+    chrono: Chrono
+    update: Callable
+    batches: Any
+    rows: np.ndarray
+    artifacts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tracing: bool = False
+
+    @classmethod
+    def open(cls, experiment: Experiment, config: Mapping, workdir: Path, data: bool = True) -> Run:
+        """Devices, state, data and files, in the order in which mistakes are cheapest."""
+        _compilation_cache(experiment.compilation_cache)
+        plan = startup.make_plan(experiment, jax.devices())
+        progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
+        warn = lambda line: progress.note(f"warning: {line}")  # noqa: E731
+        first = jax.process_index() == 0
+        if first:
+            workdir.mkdir(parents=True, exist_ok=True)
+            report.replace_file(workdir / "config.json", configs.to_json(config).encode())
+        store = Store(workdir, keep=experiment.keep_checkpoints, stacks=plan.stacks, warn=warn)
+        start = startup.begin(plan, store, warn)
+        step = int(start.state.step)
+        files = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
+        if experiment.wandb:
+            files.append(report.WandbWriter(experiment.wandb, workdir, config=configs.lines(config)))
+        writers = report.Writers(files if first else [])
+        writers.truncate_after(step)
+        rows = meshes.local_rows(plan.mesh, experiment.batch_size)
+        batches = None
+        if data:
+            batches = experiment.data.batches(
+                seed=experiment.seed,
+                batch_size=experiment.batch_size,
+                rows=rows,
+                state=start.data,
+                overfit_batches=experiment.overfit_batches,
+            )
+        options = StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
+        update = make_train_step(experiment.task, plan.tx, plan.mesh, options)
+        chrono = Chrono(
+            batch_size=experiment.batch_size,
+            total=experiment.clock.total,
+            step=step,
+            flops=_flops(plan, options),
+            devices=plan.mesh.size,
+            peak_tflops=experiment.peak_tflops or flops.peak_tflops(plan.mesh.devices.flat[0].device_kind),
+        )
+        run = cls(
+            experiment,
+            config,
+            workdir,
+            plan,
+            start,
+            store,
+            writers,
+            progress,
+            chrono,
+            jax.jit(update, donate_argnums=0, out_shardings=(plan.shardings, None)),
+            batches,
+            rows,
+        )
+        run.introduce()
+        return run
+
+    @property
+    def total(self) -> int:
+        return self.experiment.clock.total
+
+    def warn(self, line: str) -> None:
+        self.progress.note(f"warning: {line}")
+
+    def introduce(self) -> None:
+        """What runs where, and what the user should know before it does."""
+        params = sum(x.size for x in jax.tree.leaves(merge(self.plan.abstract.params, self.plan.abstract.frozen)))
+        kind, devices = self.plan.mesh.devices.flat[0].device_kind, self.plan.mesh.size
+        self.progress.note(
+            f"{self.workdir}: {params / 1e6:.2f}M parameters, {self.total} steps of {self.experiment.batch_size} on "
+            f"{devices} x {kind}; {self.start.message}"
+        )
+        if self.experiment.microbatches > 1 and is_contrastive(self.experiment.task):
+            part = self.experiment.batch_size // self.experiment.microbatches
+            self.warn(
+                f"microbatches={self.experiment.microbatches} averages contrastive losses of {part} pairs each; it is "
+                f"not the loss of {self.experiment.batch_size}."
+            )
+
+    def next_batch(self) -> dict[str, jax.Array]:
+        """The next batch, on the devices; only what the task reads is sent."""
+        batch = next(self.batches)
+        wanted = self.experiment.task.batch_spec(self.experiment.batch_size)
+        return meshes.put({k: batch[k] for k in wanted}, self.rows, self.experiment.batch_size, self.plan.mesh)
+
+    def due(self, name: str, step: int) -> bool:
+        """Whether `log`, `checkpoint` or `evaluate` falls on this step."""
+        defaults = {"log": max(1, min(50, self.total // 20)), "checkpoint": max(1, self.total // 5)}
+        every = self.experiment.clock.steps(self.experiment, name, defaults.get(name))
+        return bool(every) and step % every == 0
+
+    def due_evaluators(self, step: int, last: bool) -> list[str]:
+        """The evaluators of this step; after the last one, all."""
+        clock, names = self.experiment.clock, []
+        for name, evaluator in self.experiment.evals.items():
+            every = clock.steps(evaluator, "every") or clock.steps(self.experiment, "evaluate")
+            if last or (every and step % every == 0):
+                names.append(name)
+        return names
+
+    def log(self, step: int, window: list[dict[str, jax.Array]]) -> None:
+        """Writes the last step's metrics and the speed since the last time."""
+        values = {name: float(value) for name, value in window[-1].items()}
+        values["skipped"] = sum(float(metrics["skipped"]) for metrics in window)
+        values["learning_rate"] = float(self.plan.schedule(step - 1))
+        values["examples_seen"] = float(step * self.experiment.batch_size)
+        values["unreadable"] = float(self.batches.state()["unreadable"])
+        values.update(self.chrono.read(step, self.batches.wait_seconds()))
+        self.writers.write(step, {f"train/{name}": value for name, value in values.items()})
+        self.progress.update(step, values)
+        if values["skipped"]:
+            self.warn(f"{values['skipped']:.0f} of the last {len(window)} updates were not finite and changed nothing.")
+
+    def evaluate(self, state: TrainState, step: int, names: list[str]) -> None:
+        """Runs evaluators, writes their metrics, keeps their pictures for the report."""
+        for name in names:
+            evaluator = self.experiment.evals[name]
+            variables = variables_of(state, evaluator.weights)
+            result: Result = evaluator(self.experiment.task.predict(variables), self.plan.mesh)
+            self.writers.write(step, {f"eval/{name}/{key}": value for key, value in result.items()})
+            self.artifacts.update({f"{name}/{key}": value for key, value in result.artifacts.items()})
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
+            self.progress.note(f"step {step}  {name}: {shown}")
+        self.write_report()
+
+    def save(self, state: TrainState, step: int) -> None:
+        """A checkpoint, written while training goes on."""
+        meta = {
+            "config": configs.plain(self.config),
+            "stage": 0,
+            "data": self.batches.state(),
+            "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},
+        }
+        self.store.save(step, startup.to_items(state), meta)
+
+    def profile(self, step: int) -> None:
+        """Opens and closes the trace window."""
+        window = self.experiment.profile
+        if window is None:
+            return
+        if not self.tracing and window.start <= step < window.start + window.steps:
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+            self.tracing = True
+        elif self.tracing and step >= window.start + window.steps:
+            self.end_profile()
+
+    def end_profile(self) -> None:
+        if self.tracing:
+            jax.profiler.stop_trace()
+            self.tracing = False
+            self.progress.note(f"trace of the profiled steps: {self.workdir / 'profile'}")
+
+    def write_report(self) -> None:
+        if jax.process_index() == 0:
+            report.write_report(
+                self.workdir,
+                title=self.workdir.name,
+                config_text="\n".join(configs.lines(self.config)),
+                artifacts=self.artifacts,
+                facts=self.facts(),
+            )
+
+    def facts(self) -> dict[str, str]:
+        """What the report's header says beside the metrics."""
+        kind = self.plan.mesh.devices.flat[0].device_kind
+        return {"Devices": f"{self.plan.mesh.size} x {kind}", "Training": report.duration(self.chrono.training_seconds)}
+
+    def finish(self, state: TrainState, step: int, stopped: bool) -> None:
+        """Waits for the last save and says where everything is."""
+        self.end_profile()
+        self.store.wait()
+        self.write_report()
+        if stopped:
+            self.progress.note(f"stopped after step {step}, saved; the same command goes on from there")
+            return
+        seconds = report.duration(self.chrono.training_seconds)
+        self.progress.note(f"done: {step} steps, {seconds} of training in this process")
+        self.progress.note(f"checkpoint  {self.workdir / 'checkpoints' / str(step)}")
+        self.progress.note(f"metrics     {self.workdir / 'metrics.jsonl'}")
+        self.progress.note(f"report      {self.workdir / 'report.html'}")
+
+    def close(self) -> None:
+        """Lets go of everything, also after an error."""
+        self.end_profile()
+        if self.batches is not None:
+            self.batches.close()
+        self.store.close()
+        self.writers.close()
+
+
+def _compilation_cache(folder: str | None) -> None:
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _flops(plan: startup.Plan, options: StepOptions) -> float:
+    """Model FLOPs of a step, by the convention of MFU: three times the forward pass."""
+    task, state = plan.experiment.task, plan.abstract
+    rows = plan.experiment.batch_size // options.microbatches
+
+    def forward(params, frozen, state, batch, key):
+        variables = {"params": merge(params, frozen), "state": state, "frozen": frozen}
+        ctx = Context(key=key, step=0, total_steps=options.total_steps, mesh=plan.mesh)
+        return task.loss(variables, batch, ctx)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = task.batch_spec(rows)
+    return 3.0 * options.microbatches * flops.count(forward, state.params, state.frozen, state.state, batch, key)

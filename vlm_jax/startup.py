@@ -1,0 +1,178 @@
+"""From an experiment to a state on devices: abstract first, then restored or initialised where it will live."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlm_jax import mesh as meshes
+from vlm_jax import tree
+from vlm_jax.checkpoint import Store, load_params
+from vlm_jax.errors import UserError, closest
+from vlm_jax.experiment import Experiment
+from vlm_jax.nn.positions import resample
+from vlm_jax.optim import merge
+from vlm_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a run before an array exists: mesh, optimizer, and shape and place of every array."""
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    tx: optax.GradientTransformation
+    schedule: Callable[[int], float]
+    abstract: TrainState
+    shardings: TrainState
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        return self.experiment.task.stacks
+
+    def placed(self) -> TrainState:
+        """The abstract state with its shardings."""
+        place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)  # noqa: E731
+        return jax.tree.map(place, self.abstract, self.shardings)
+
+
+def make_plan(experiment: Experiment, devices: list[Any]) -> Plan:
+    """Lays the state out over `devices`. Raises UserError for a mesh, a rule or a batch that does not fit."""
+    task, layout, mesh = experiment.task, experiment.mesh, experiment.mesh.make(devices)
+    meshes.local_rows(mesh, experiment.batch_size // experiment.microbatches)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    trained, frozen = experiment.optimizer.split(variables["params"], task.stacks)
+    tx, schedule = experiment.optimizer.make(trained, experiment.clock, task.stacks)
+    abstract = jax.eval_shape(lambda key: _initial(experiment, tx, key), jax.random.key(0))
+    of = lambda params: meshes.shardings(params, layout, mesh, task.stacks)  # noqa: E731
+    places = of(abstract.params)
+    shardings = TrainState(
+        step=meshes.replicated(mesh),
+        params=places,
+        frozen=of(abstract.frozen),
+        state=jax.tree.map(lambda _: meshes.replicated(mesh), abstract.state),
+        opt=meshes.follow(abstract.opt, abstract.params, places, mesh),
+        ema=places if experiment.ema is not None else {},
+    )
+    return Plan(experiment, mesh, tx, schedule, abstract, shardings)
+
+
+def _initial(experiment: Experiment, tx: optax.GradientTransformation, key) -> TrainState:
+    variables = experiment.task.init(key)
+    params, frozen = experiment.optimizer.split(variables["params"], experiment.task.stacks)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=frozen,
+        state=variables.get("state", {}),
+        opt=tx.init(params),
+        ema=jax.tree.map(jnp.copy, params) if experiment.ema is not None else {},
+    )
+
+
+def initialise(plan: Plan) -> TrainState:
+    """The state at step 0; every array is made where it will live."""
+    init = jax.jit(lambda key: _initial(plan.experiment, plan.tx, key), out_shardings=plan.shardings)
+    return init(jax.random.key(plan.experiment.seed))
+
+
+# Between a state and what a checkpoint holds
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint; locked parameters are saved with the trained ones, so that it holds a whole model."""
+    items = {"params": merge(state.params, state.frozen), "state": state.state, "opt": state.opt}
+    if state.ema:
+        items["ema"] = merge(state.ema, state.frozen)
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}
+
+
+def from_items(plan: Plan, step: int, items: dict[str, Any]) -> TrainState:
+    """The inverse of `to_items`."""
+    split = plan.experiment.optimizer.split
+    params, frozen = split(items["params"], plan.stacks)
+    return TrainState(
+        step=jax.device_put(jnp.asarray(step, jnp.int32), meshes.replicated(plan.mesh)),
+        params=params,
+        frozen=frozen,
+        state=items.get("state", plan.abstract.state),
+        opt=items.get("opt", plan.abstract.opt),
+        ema=split(items["ema"], plan.stacks)[0] if "ema" in items else {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins: its state, the state of its data (None at step 0), and a line that says whence."""
+
+    state: TrainState
+    data: dict | None
+    message: str
+
+
+def begin(plan: Plan, store: Store, warn: Callable[[str], None]) -> Start:
+    """This workdir's last good step; else everything of `resume`; else the parameters of `init_from`; else scratch."""
+    wanted = to_items(plan.placed())
+    found = store.restore_latest(wanted)
+    if found:
+        return _start(plan, found, "resumed from step")
+    resume, init_from = plan.experiment.resume, plan.experiment.init_from
+    if resume:
+        with Store(_existing(resume, "resume"), stacks=plan.stacks, warn=warn) as other:
+            found = other.restore_latest(wanted)
+        if not found:
+            raise UserError(f"config.resume={resume}: there is no checkpoint in it.")
+        return _start(plan, found, f"resumed from {resume}, step")
+    if init_from:
+        params, meta = load_params(_existing(init_from, "init_from"))
+        state = with_params(plan, initialise(plan), params)
+        return Start(state, None, f"parameters from {init_from}, step {meta['step']}")
+    return Start(initialise(plan), None, "from scratch")
+
+
+def _start(plan: Plan, found, whence: str) -> Start:
+    step, items, meta = found
+    return Start(from_items(plan, step, items), meta["data"], f"{whence} {step}")
+
+
+def _existing(path: str, key: str) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f"config.{key}={path}: no such folder.")
+    return Path(path)
+
+
+def with_params(plan: Plan, state: TrainState, params: dict) -> TrainState:
+    """The state with the parameters (per-layer names) of another run; learned positions are resampled to fit.
+
+    Raises:
+      UserError: names or shapes that do not fit, listed.
+    """
+    wanted = tree.flatten(tree.unstack(merge(plan.abstract.params, plan.abstract.frozen), plan.stacks))
+    given = tree.flatten(params)
+    vit = plan.experiment.task.model.image
+    side = vit.image_size // vit.patch_size
+    positions = "image/embed/posemb"
+    if positions in given and positions in wanted and given[positions].shape[1:] == wanted[positions].shape[1:]:
+        prefix = wanted[positions].shape[0] - side**2  # 1 where the CLS token has a position
+        given[positions] = resample(given[positions], (side, side), prefix=prefix)
+    wrong = [
+        f"{name}: {'missing' if name not in given else f'{given[name].shape} where {leaf.shape} is wanted'}"
+        for name, leaf in wanted.items()
+        if name not in given or given[name].shape != leaf.shape
+    ]
+    wrong += [f"{name}: unknown; {closest(name, wanted)}" for name in given if name not in wanted]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"config.init_from does not fit the model: {'; '.join(wrong[:5])}{more}.")
+    live = tree.stack(tree.unflatten(given), plan.stacks)
+    trained, frozen = plan.experiment.optimizer.split(live, plan.stacks)
+    place = lambda values, places: jax.tree.map(lambda v, s: jax.device_put(jnp.asarray(v), s), values, places)  # noqa: E731
+    trained = place(trained, plan.shardings.params)
+    ema = jax.tree.map(jnp.copy, trained) if state.ema else {}
+    return state.replace(params=trained, frozen=place(frozen, plan.shardings.frozen), ema=ema)

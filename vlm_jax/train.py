@@ -1,0 +1,103 @@
+"""The loop: restore, data, step, log, evaluate, save. Read it from top to bottom."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from vlm_jax import startup
+from vlm_jax.errors import UserError
+from vlm_jax.experiment import Experiment
+from vlm_jax.run import Run
+from vlm_jax.stop import Stop, on_signals
+
+AHEAD = 2  # steps that may wait on the device: enough to keep it busy, few enough to hold few batches
+
+
+def train(experiment: Experiment, config: Mapping, workdir: Path) -> int:
+    """Trains to the end, or goes on from where the workdir stands; returns the exit code."""
+    run = Run.open(experiment, config, workdir)
+    with run.progress, on_signals() as stop:
+        try:
+            return _loop(run, stop)
+        finally:
+            run.close()
+
+
+def _loop(run: Run, stop: Stop) -> int:
+    state, total = run.start.state, run.total
+    step = first = int(state.step)
+    window: list[dict[str, jax.Array]] = []
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    run.progress.update(step)
+    while step < total and not stop:
+        # The order matters: the batch is asked for after the last save, so that a checkpoint's data state and its
+        # parameters have seen the same examples.
+        run.profile(step)
+        state, metrics = run.update(state, run.next_batch())
+        step += 1
+        in_flight.append(metrics["loss"])
+        if len(in_flight) > AHEAD:
+            in_flight.popleft().block_until_ready()
+        window.append(metrics)
+        last = step == total or bool(stop)
+        if step == first + 1:
+            in_flight[-1].block_until_ready()
+            run.chrono.restart(step)
+        if run.due("log", step) or last or step == first + 1:
+            run.log(step, window)
+            window = []
+        else:
+            run.progress.update(step)
+        with run.chrono.pause():
+            if (names := run.due_evaluators(step, step == total)):
+                run.evaluate(state, step, names)
+            if run.due("checkpoint", step) or last:
+                run.save(state, step)
+    run.finish(state, step, stopped=bool(stop))
+    return stop.exit_code
+
+
+def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int:
+    """Every evaluator on the workdir's last good checkpoint (or `resume`, `init_from`)."""
+    run = Run.open(experiment, config, workdir, data=False)
+    with run.progress:
+        try:
+            if run.start.message == "from scratch":
+                raise UserError(f"{workdir} has no checkpoint to evaluate; give --config.init_from=WORKDIR, or train first.")
+            run.evaluate(run.start.state, int(run.start.state.step), list(experiment.evals))
+            run.write_report()
+        finally:
+            run.close()
+    return 0
+
+
+def dry_run(experiment: Experiment, config: Mapping, workdir: Path) -> int:
+    """One step, every evaluator, one save and one restore that is compared bit for bit; keeps nothing."""
+    folder = workdir.parent / f".{workdir.name}.dry_run"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        run = Run.open(dataclasses.replace(experiment, resume=None), config, folder)
+        with run.progress:
+            try:
+                state, metrics = run.update(run.start.state, run.next_batch())
+                run.log(1, [metrics])
+                run.evaluate(state, 1, list(experiment.evals))
+                run.save(state, 1)
+                run.store.wait()
+                again = startup.begin(run.plan, run.store, run.warn).state
+                same = jax.tree.map(lambda a, b: bool((a == b).all()), state, again)
+                if not all(jax.tree.leaves(same)):
+                    raise UserError("the restored state differs from the saved one; do not start this run.")
+                run.write_report()
+                run.progress.note("dry run: step, evaluators, save and restore all worked")
+            finally:
+                run.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
