@@ -185,7 +185,8 @@ def _matrix(artifact: Matrix) -> str:
     if (means := pictures.diagonal(values)) is not None:
         words.append(f"mean of the diagonal {number(means[0], 3)}, of the rest {number(means[1], 3)}")
     picture = pictures.matrix(artifact.title, values, artifact.row_labels, artifact.column_labels)
-    return f'<figure class="matrix"><div class="scroll">{picture}</div><figcaption>{"; ".join(words)}.</figcaption></figure>'
+    caption = f"<figcaption>{'; '.join(words)}.</figcaption>"
+    return f'<figure class="matrix"><div class="scroll">{picture}</div>{caption}</figure>'
 
 
 def _gallery(artifact: Gallery) -> str:
