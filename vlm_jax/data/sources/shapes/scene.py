@@ -63,7 +63,7 @@ HELD_OUT = (
 
 REACH = {shape: float(np.hypot(*outline.T).max()) for shape, outline in OUTLINES.items()}
 BOXES = {shape: (*outline.min(0).tolist(), *outline.max(0).tolist()) for shape, outline in OUTLINES.items()}
-GAP = 0.02  # between objects, and to the edge of the image: boxes stay apart after rounding to pixels
+GAP = 0.02  # between objects, and to the edge of the image
 CLEAR = 0.1  # an offset of the centres below this says neither left nor right
 WORD_BAND = 0.2  # height kept free for a word, at the bottom
 
