@@ -46,7 +46,8 @@ class SentencePiece:
     def __init__(self, model: bytes):
         import sentencepiece
 
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)  # the constructor takes an empty file for no file
         special = lambda piece_id: None if piece_id < 0 else piece_id
         self.pad_id = special(self._processor.pad_id())
         self.eos_id = special(self._processor.eos_id())
