@@ -22,7 +22,7 @@ def ids(text: str) -> list[int]:
     [
         ("siglip", "A photo of a Cat.", "a photo of a cat"),
         ("siglip", "hot_dog,  (don't)\tstop!\n", "hot dog dont stop"),
-        ("siglip", "ÜBER – naïve", "über – naïve"),
+        ("siglip", "ÜBER «naïve»", "über «naïve»"),
         ("siglip", "...", ""),
         ("lower", " A photo_of a  Cat. ", "a photo_of a cat."),
         ("none", " A  Cat.\n", " A  Cat.\n"),
