@@ -171,7 +171,12 @@ def test_artifacts_are_bounded_and_tolerant(tmp_path):
         },
     )
     assert len(found.all("img")) == 24 * 12
-    for words in ("first 24 of 100", "first 200 of 1,000", "The matrix is empty", "A object cannot be shown here"):
+    for words in (
+        "first 24 of 100",
+        "first 200 of 1,000",
+        "The matrix is empty",
+        "Artifacts of type object are not shown",
+    ):
         assert words in found.words
 
 

@@ -129,7 +129,7 @@ def _evaluation(series: Mapping[str, Series]) -> str:
         rows.append(f'<tr><th scope="row">{escape(short)}</th>{numbers}</tr>')
     heads = "".join(f'<th scope="col" class="number">{head}</th>' for head in ("last", "at step", "best", "at step"))
     table = (
-        f'<div class="scroll"><table><thead><tr><th scope="col">metric</th>{heads}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">metric</th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     repeated = [panel for panel in evaluation_panels(evaluations) if any(len(s.steps) > 1 for _, s in panel.lines)]
@@ -171,7 +171,7 @@ def _artifact(name: str, artifact: Matrix | Gallery | Table) -> str:
     shows = {Matrix: _matrix, Gallery: _gallery, Table: _table}
     show = shows.get(type(artifact))
     if show is None:
-        return _section(name, f'<p class="soft">A {escape(type(artifact).__name__)} cannot be shown here.</p>')
+        return _section(name, f'<p class="soft">Artifacts of type {escape(type(artifact).__name__)} are not shown.</p>')
     return _section(artifact.title, show(artifact), source=name.split("/")[0])
 
 
@@ -186,7 +186,7 @@ def _matrix(artifact: Matrix) -> str:
         words.append(f"mean of the diagonal {number(means[0], 3)}, of the rest {number(means[1], 3)}")
     picture = pictures.matrix(artifact.title, values, artifact.row_labels, artifact.column_labels)
     caption = f"<figcaption>{'; '.join(words)}.</figcaption>"
-    return f'<figure class="matrix"><div class="scroll">{picture}</div>{caption}</figure>'
+    return f'<figure class="matrix"><div class="scroll" tabindex="0">{picture}</div>{caption}</figure>'
 
 
 def _gallery(artifact: Gallery) -> str:
@@ -210,7 +210,9 @@ def _gallery(artifact: Gallery) -> str:
 def _table(artifact: Table) -> str:
     heads = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in artifact.columns)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in artifact.rows[:MOST_TABLE_ROWS])
-    table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
     return table + _more(len(artifact.rows), MOST_TABLE_ROWS)
 
 

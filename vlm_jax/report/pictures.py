@@ -97,7 +97,7 @@ def matrix(title: str, values: np.ndarray, rows: Sequence[str], columns: Sequenc
     n, m = values.shape
     labels, below = ([] if max(n, m) > LABELLED_SIDE else [*map(_short, text)] for text in (rows, columns))
     labels, below = labels if len(labels) == n else [], below if len(below) == m else []
-    left, foot = (0.2 + 0.056 * max(map(len, text), default=0) for text in (labels, below))
+    left, foot = (0.12 + 0.056 * max(map(len, text)) if text else 0.06 for text in (labels, below))
     wide, high = 4.2 * min(1, m / n), 4.2 * min(1, n / m)
     figure = Figure(figsize=(left + wide + 0.7, high + foot + 0.1))
     width, height = figure.get_size_inches()

@@ -40,9 +40,10 @@ tbody th[colspan] { font-family: var(--serif); font-weight: 600; padding-top: .9
 tbody tr + tr td, tbody tr + tr th:not([colspan]) { border-top: 1px solid var(--rule); }
 tr.group + tr > * { border-top: 0 !important; }
 .number { text-align: right; white-space: nowrap; }
-@media (max-width: 40rem) { th, td { padding-right: .7rem; } }
+@media (max-width: 40rem) { table { font-size: .82rem; } th, td { padding-right: .55rem; } }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 2rem 2.25rem; }
 figure { margin: 0; min-width: 0; }
+.grid + .soft, div + .soft { margin-top: 1.5rem; }
 .beside { display: grid; gap: 2rem 3rem; align-items: start; }
 .beside > * { min-width: 0; }
 @media (min-width: 62rem) { .beside:has(.grid) { grid-template-columns: auto 1fr; }
