@@ -20,7 +20,7 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 def decode(data: bytes, min_size: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image of any format that Pillow reads, upright, in sRGB's three channels.
+    """Decodes an image of any format that Pillow reads, upright, as RGB; colour profiles are not applied.
 
     Args:
       data: the encoded image.

@@ -66,6 +66,7 @@ def test_rows_in_any_order(folder, cache_mb):
         assert value(record) == index
         assert record["text"] == f"caption {index}"
         assert record["label"] == index % 3
+        assert record["key"] == (f"train-0.parquet:{index}" if index < 11 else f"train-1.parquet:{index - 11}")
     for index in (20, -1):
         with pytest.raises(IndexError):
             source[index]

@@ -118,17 +118,18 @@ class Parquet:
         return left if self.limit is None else min(left, self.limit)
 
     def __getitem__(self, index: int) -> dict:
-        """`image` encoded bytes, `text` str or list of str, and `label` int where there are classes.
+        """`image` encoded bytes, `text` str or list of str, `label` int where there are classes, `key` "FILE:ROW".
 
         Raises: UnreadableRecord for a row without image or text; OSError where the file cannot be read.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} rows, asked for number {index}.")
         row = self._table.row(self.skip + index, self._columns)
+        key = self._table.where(self.skip + index)
         try:
-            return self._record(row)
+            return {**self._record(row), "key": key}
         except _Missing as missing:
-            raise UnreadableRecord(self.name, self._table.where(self.skip + index), str(missing)) from None
+            raise UnreadableRecord(self.name, key, str(missing)) from None
 
     def captions(self, limit: int | None = None) -> Iterator[str]:
         """Captions, at most `limit`, to train a tokenizer on; of classes, every name in every template once."""

@@ -1,4 +1,4 @@
-"""Sentences that are true of a scene. The longest has 58 letters, or 73 where it names a word."""
+"""Sentences that are true of a scene. The longest has 57 letters, or 75 where it names a word."""
 
 from __future__ import annotations
 
