@@ -23,6 +23,7 @@ h2 { font-size: 1.3rem; margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px
 h3 { font-size: 1.02rem; margin: 1.6rem 0 .5rem; }
 p { max-width: 70ch; margin: .5rem 0; }
 .soft, figcaption { color: var(--soft); font-size: .86rem; }
+td.soft { font-size: inherit; }
 h2 .soft, th .soft { font: .8rem var(--sans); margin-left: .5em; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem 1.5rem; margin: 0 0 1.5rem;
   border-top: 1px solid var(--ink); padding-top: 1rem; }
