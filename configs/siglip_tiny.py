@@ -10,7 +10,7 @@ import math
 from vlm_jax.config import bind, late
 
 VARIANTS = {
-    "smoke": "60 steps, to see that everything works",
+    "short": "60 steps, to see that everything works",
 }
 
 
@@ -71,6 +71,7 @@ def get_config(variant: str = ""):
             "evaluate.retrieval.Retrieval", source=bind("data.sources.shapes.Shapes", image_size=32, split="test", size=500), **evaluator
         ),
     )
-    if variant == "smoke":
+    if variant == "short":
         config.total_examples = 60 * 64
+        config.optimizer.schedule.warmup_steps = 10
     return config

@@ -143,6 +143,7 @@ class Run:
 
     def log(self, step: int, window: list[dict[str, jax.Array]]) -> None:
         """Writes the last step's metrics and the speed since the last time."""
+        window = jax.device_get(window)
         values = {name: float(value) for name, value in window[-1].items()}
         values["skipped"] = sum(float(metrics["skipped"]) for metrics in window)
         values["learning_rate"] = float(self.plan.schedule(step - 1))
