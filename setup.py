@@ -40,6 +40,7 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
         "parity": ["torch==2.13.0", "transformers>=5.23", "safetensors>=0.5"],
+        "wandb": ["wandb>=0.19"],
         "hf": ["transformers>=5.23", "safetensors>=0.5", "huggingface_hub>=1.0"],
     },
     classifiers=[

@@ -6,8 +6,9 @@ LayerNorm epsilon 1e-5, a LayerNorm before the blocks and no bias in patches and
 
 import math
 
-from vlm_jax.config import bind, late
 from vlm_jax.configs.siglip_b16 import VARIANTS as VARIANTS
+
+from vlm_jax.config import bind, late
 
 # Of the published preprocessing, per channel.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -28,9 +29,22 @@ def clip(variant: str, *, patch_size: int):
     config.evaluate_steps = 5000
 
     config.image = bind(
-        "data.image.ImageTransform", size=224, resize="crop", interpolation="bicubic", random_resized_crop=(0.9, 1.0), aspect=(1.0, 1.0)
+        "data.image.ImageTransform",
+        size=224,
+        resize="crop",
+        interpolation="bicubic",
+        random_resized_crop=(0.9, 1.0),
+        aspect=(1.0, 1.0),
     )
-    config.text = bind("data.text.Text", tokenizer=late("tokenizer"), length=77, canonicalise="lower", bos=True, eos="sticky", pad="pad")
+    config.text = bind(
+        "data.text.Text",
+        tokenizer=late("tokenizer"),
+        length=77,
+        canonicalise="lower",
+        bos=True,
+        eos="sticky",
+        pad="pad",
+    )
     config.data = bind(
         "data.pipeline.Pipeline",
         source=bind("data.sources.parquet.Parquet", path="data/*.parquet", text_column="text"),
@@ -46,7 +60,9 @@ def clip(variant: str, *, patch_size: int):
         objective="infonce",
         model=bind(
             "models.two_tower.TwoTower",
-            image=bind("models.vit.ViT", size="B", patch_size=patch_size, pool="cls", pre_norm=True, patch_bias=False, **tower),
+            image=bind(
+                "models.vit.ViT", size="B", patch_size=patch_size, pool="cls", pre_norm=True, patch_bias=False, **tower
+            ),
             text=bind("models.text.TextTransformer", **text, pool="eos", eos_id=late("eos_id"), **tower),
             logit_scale_init=math.log(1 / 0.07),
             logit_scale_max=math.log(100),
@@ -68,7 +84,9 @@ def clip(variant: str, *, patch_size: int):
     config.evals = dict(
         zero_shot_shapes=bind(
             "evaluate.zero_shot.ZeroShot",
-            source=bind("data.sources.shapes.Shapes", size=480, image_size=224, split="test", scenes="single", pairs="all"),
+            source=bind(
+                "data.sources.shapes.Shapes", size=480, image_size=224, split="test", scenes="single", pairs="all"
+            ),
             image=late("image"),
             text=late("text"),
             templates=("a picture of a {}",),

@@ -31,7 +31,9 @@ def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: b
     config.evaluate_steps = 5000
 
     config.image = bind("data.image.ImageTransform", size=image_size, resize="squash", interpolation="bilinear")
-    config.text = bind("data.text.Text", tokenizer=late("tokenizer"), length=64, canonicalise="siglip", eos="sticky", pad="eos")
+    config.text = bind(
+        "data.text.Text", tokenizer=late("tokenizer"), length=64, canonicalise="siglip", eos="sticky", pad="eos"
+    )
     config.data = bind(
         "data.pipeline.Pipeline",
         source=bind("data.sources.parquet.Parquet", path="data/*.parquet", text_column="text"),
@@ -47,7 +49,13 @@ def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: b
         model=bind(
             "models.two_tower.TwoTower",
             image=bind("models.vit.ViT", **tower, patch_size=patch_size, image_size=image_size),
-            text=bind("models.text.TextTransformer", **tower | dict(pool="last"), vocab_size=32_000, length=64, out_dim=width(size)),
+            text=bind(
+                "models.text.TextTransformer",
+                **tower | dict(pool="last"),
+                vocab_size=32_000,
+                length=64,
+                out_dim=width(size),
+            ),
             logit_scale_init=math.log(10),
             logit_bias_init=-10.0,
         ),
@@ -67,7 +75,14 @@ def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: b
     config.evals = dict(
         zero_shot_shapes=bind(
             "evaluate.zero_shot.ZeroShot",
-            source=bind("data.sources.shapes.Shapes", size=480, image_size=image_size, split="test", scenes="single", pairs="all"),
+            source=bind(
+                "data.sources.shapes.Shapes",
+                size=480,
+                image_size=image_size,
+                split="test",
+                scenes="single",
+                pairs="all",
+            ),
             image=late("image"),
             text=late("text"),
             templates=("a picture of a {}",),

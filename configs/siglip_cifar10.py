@@ -17,7 +17,9 @@ VARIANTS = {"long": "20 epochs instead of 4: under 25 minutes on two CPU cores"}
 
 def get_config(variant: str = ""):
     def parquet(path: str):
-        return bind("data.sources.parquet.Parquet", path=path, class_name_column="class_name", templates=("a photo of a {}",))
+        return bind(
+            "data.sources.parquet.Parquet", path=path, class_name_column="class_name", templates=("a photo of a {}",)
+        )
 
     config = bind("experiment.Experiment")
     config.total_epochs = 20 if variant == "long" else 4
@@ -29,17 +31,40 @@ def get_config(variant: str = ""):
     config.image = bind("data.image.ImageTransform", size=32, pad_crop=4, flip=True)
     config.text = bind("data.text.Text", tokenizer=late("tokenizer"), length=8)
     config.data = bind(
-        "data.pipeline.Pipeline", source=parquet("cifar10/train-*.parquet"), image=late("image"), text=late("text"), cache=True, threads=1
+        "data.pipeline.Pipeline",
+        source=parquet("cifar10/train-*.parquet"),
+        image=late("image"),
+        text=late("text"),
+        cache=True,
+        threads=1,
     )
 
-    image = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 128), width=128, depth=4, mlp_dim=512, num_heads=4, pool="gap")
+    image = dict(
+        image_size=32,
+        patch_size=8,
+        stem_channels=(24, 48, 128),
+        width=128,
+        depth=4,
+        mlp_dim=512,
+        num_heads=4,
+        pool="gap",
+    )
     text = dict(length=8, vocab_size=late("vocab_size"), pad_id=late("pad_id"), pool="mean", mask_padding=True)
     config.task = bind(
         "tasks.contrastive.Contrastive",
         model=bind(
             "models.two_tower.TwoTower",
             image=bind("models.vit.ViT", **image, out_dim=128, dtype="float32"),
-            text=bind("models.text.TextTransformer", **text, width=64, depth=1, mlp_dim=256, num_heads=2, out_dim=128, dtype="float32"),
+            text=bind(
+                "models.text.TextTransformer",
+                **text,
+                width=64,
+                depth=1,
+                mlp_dim=256,
+                num_heads=2,
+                out_dim=128,
+                dtype="float32",
+            ),
             logit_scale_init=math.log(10),
             logit_bias_init=-10.0,
         ),

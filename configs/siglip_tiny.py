@@ -43,7 +43,16 @@ def get_config(variant: str = ""):
         model=bind(
             "models.two_tower.TwoTower",
             image=bind("models.vit.ViT", **image, pool="gap", out_dim=128, dtype="float32"),
-            text=bind("models.text.TextTransformer", **text, width=64, depth=2, mlp_dim=256, num_heads=2, out_dim=128, dtype="float32"),
+            text=bind(
+                "models.text.TextTransformer",
+                **text,
+                width=64,
+                depth=2,
+                mlp_dim=256,
+                num_heads=2,
+                out_dim=128,
+                dtype="float32",
+            ),
             logit_scale_init=math.log(10),
             logit_bias_init=-10.0,
         ),
@@ -63,12 +72,18 @@ def get_config(variant: str = ""):
     evaluator = dict(image=late("image"), text=late("text"))
     zero_shot = dict(**evaluator, templates=prompts)
     config.evals = dict(
-        zero_shot_seen=bind("evaluate.zero_shot.ZeroShot", source=bind("data.sources.shapes.Shapes", **shapes, size=2400), **zero_shot),
+        zero_shot_seen=bind(
+            "evaluate.zero_shot.ZeroShot", source=bind("data.sources.shapes.Shapes", **shapes, size=2400), **zero_shot
+        ),
         zero_shot_held_out=bind(
-            "evaluate.zero_shot.ZeroShot", source=bind("data.sources.shapes.Shapes", **shapes, size=800, pairs="held_out"), **zero_shot
+            "evaluate.zero_shot.ZeroShot",
+            source=bind("data.sources.shapes.Shapes", **shapes, size=800, pairs="held_out"),
+            **zero_shot,
         ),
         retrieval=bind(
-            "evaluate.retrieval.Retrieval", source=bind("data.sources.shapes.Shapes", image_size=32, split="test", size=500), **evaluator
+            "evaluate.retrieval.Retrieval",
+            source=bind("data.sources.shapes.Shapes", image_size=32, split="test", size=500),
+            **evaluator,
         ),
     )
     if variant == "short":

@@ -151,5 +151,5 @@ def test_diff_names_what_changed_and_ignores_how_it_was_written():
 
 
 def test_broken_json_is_one_line():
-    with pytest.raises(UserError, match="config.json is no config"):
+    with pytest.raises(UserError, match=r"config\.json is no config"):
         configs.from_json("{", "config.json")

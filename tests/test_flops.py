@@ -37,6 +37,8 @@ def test_convolution():
     assert flops.count(conv, x, w) == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
 
 
-@pytest.mark.parametrize(("kind", "peak"), [("TPU v5 lite", 197), ("TPU v5", 459), ("NVIDIA H100 80GB HBM3", 989), ("cpu", None)])
+@pytest.mark.parametrize(
+    ("kind", "peak"), [("TPU v5 lite", 197), ("TPU v5", 459), ("NVIDIA H100 80GB HBM3", 989), ("cpu", None)]
+)
 def test_peaks(kind, peak):
     assert flops.peak_tflops(kind) == peak

@@ -69,7 +69,11 @@ def test_optimizer_states_lie_with_their_parameters():
     layout = Layout(data=1, fsdp=8)
     mesh = layout.make(jax.devices())
     places = meshes.shardings(PARAMS, layout, mesh, STACKS)
-    state = {"count": jax.ShapeDtypeStruct((), np.int32), "mu": PARAMS, "row": {"head": {"kernel": jax.ShapeDtypeStruct((256,), np.float32)}}}
+    state = {
+        "count": jax.ShapeDtypeStruct((), np.int32),
+        "mu": PARAMS,
+        "row": {"head": {"kernel": jax.ShapeDtypeStruct((256,), np.float32)}},
+    }
     found = meshes.follow(state, PARAMS, places, mesh)
     assert found["mu"]["head"]["kernel"].spec == P("fsdp", None)
     assert found["count"].spec == P() and found["row"]["head"]["kernel"].spec == P()

@@ -19,7 +19,14 @@ CLOCK = Clock(batch_size=100, epoch=1000, total=500)
 
 @pytest.mark.parametrize(
     ("unit", "value", "steps"),
-    [("steps", 7, 7), ("examples", 1000, 10), ("epochs", 2, 20), ("epochs", 0.5, 5), ("percent", 10, 50), ("steps", 0, 0)],
+    [
+        ("steps", 7, 7),
+        ("examples", 1000, 10),
+        ("epochs", 2, 20),
+        ("epochs", 0.5, 5),
+        ("percent", 10, 50),
+        ("steps", 0, 0),
+    ],
 )
 def test_units(unit, value, steps):
     assert CLOCK.steps(Thing(**{f"warmup_{unit}": value}), "warmup") == steps

@@ -16,8 +16,16 @@ class Chrono:
       devices: how many share them. peak_tflops: of one device, None where unknown.
     """
 
-    def __init__(self, *, batch_size: int, total: int, step: int, flops: float, devices: int, peak_tflops: float | None):
-        self.batch_size, self.total, self.flops, self.devices, self.peak = batch_size, total, flops, devices, peak_tflops
+    def __init__(
+        self, *, batch_size: int, total: int, step: int, flops: float, devices: int, peak_tflops: float | None
+    ):
+        self.batch_size, self.total, self.flops, self.devices, self.peak = (
+            batch_size,
+            total,
+            flops,
+            devices,
+            peak_tflops,
+        )
         self.training_seconds = 0.0
         self._mark(step, time.perf_counter())
 

@@ -140,12 +140,13 @@ def _check_component(value: Mapping, annotation: Any, where: str) -> None:
         raise UserError(f"{where}: {value[TARGET]} is of the wrong type: it takes {takes}.")
 
 
-def fill(config: Mapping) -> ConfigDict:
+def fill(config: Mapping) -> dict:
     """The config with every default of every component written out, references resolved to values.
 
-    What it returns is the whole truth of a run: a later change of a default in the code does not change it.
+    What it returns, plain dicts in the order of the signatures, is the whole truth of a run: a later change of a
+    default in the code does not change it.
     """
-    return ConfigDict(_fill(config), type_safe=False)
+    return _fill(config)
 
 
 def _fill(value: Any) -> Any:
@@ -301,7 +302,11 @@ def lines(config: Mapping, prefix: str = "") -> list[str]:
 def diff(old: Mapping, new: Mapping) -> list[str]:
     """What differs between two filled configs, one line a key: `seed: 0 -> 1`."""
     a, b = (dict(line.split(" = ", 1) for line in lines(plain(c))) for c in (old, new))
-    return [f"{k}: {a.get(k, '(absent)')} -> {b.get(k, '(absent)')}" for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
+    return [
+        f"{k}: {a.get(k, '(absent)')} -> {b.get(k, '(absent)')}"
+        for k in dict.fromkeys([*a, *b])
+        if a.get(k) != b.get(k)
+    ]
 
 
 def plain(config: Mapping) -> dict:

@@ -79,14 +79,18 @@ class Experiment:
 
     def validate(self) -> None:
         if self.stages:
-            raise UserError("config.stages is reserved for recipes in stages, which this version does not run; leave it empty.")
+            raise UserError(
+                "config.stages is reserved for recipes in stages, which this version does not run; leave it empty."
+            )
         for name in ("batch_size", "microbatches", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name}={getattr(self, name)} must be at least 1.")
         if self.batch_size % self.microbatches:
             raise UserError(f"config.microbatches={self.microbatches} does not divide batch_size={self.batch_size}.")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"config.ema={self.ema} is a decay between 0 and 1, for example 0.9999; None keeps no average.")
+            raise UserError(
+                f"config.ema={self.ema} is a decay between 0 and 1, for example 0.9999; None keeps no average."
+            )
         if self.overfit_batches is not None and self.overfit_batches < 1:
             raise UserError(f"config.overfit_batches={self.overfit_batches} must be at least 1, or None.")
         _ = self.clock  # two units of the total, or none, is an error now
@@ -95,13 +99,19 @@ class Experiment:
         model = getattr(self.task, "model", None)
         size = getattr(getattr(model, "image", None), "image_size", self.image.size)
         if size != self.image.size:
-            raise UserError(f"config.image.size={self.image.size}, but the model takes images of {size}; set both to one value.")
+            raise UserError(
+                f"config.image.size={self.image.size}, but the model takes images of {size}; set both to one value."
+            )
         length = getattr(getattr(model, "text", None), "length", self.text.length)
         if length != self.text.length:
-            raise UserError(f"config.text.length={self.text.length}, but the text tower takes {length} tokens; set both to one value.")
+            raise UserError(
+                f"config.text.length={self.text.length}, the text tower takes {length} tokens; set both to one value."
+            )
         table = getattr(getattr(model, "text", None), "vocab_size", self.text.vocab_size)
         if table < self.text.vocab_size:
-            raise UserError(f"the text tower embeds {table} tokens, the tokenizer {self.tokenizer} has {self.text.vocab_size}.")
+            raise UserError(
+                f"the text tower embeds {table} tokens, the tokenizer {self.tokenizer} has {self.text.vocab_size}."
+            )
 
     @property
     def clock(self) -> Clock:

@@ -10,19 +10,38 @@ from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
 
-USAGE = "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] [--bind='Target.param=VALUE' ...]"
+USAGE = (
+    "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] "
+    "[--bind='Target.param=VALUE' ...]"
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags; `--config.KEY=VALUE` are taken out before, since a recipe decides which keys there are."""
-    p = argparse.ArgumentParser(prog="python -m vlm_jax.main", usage=USAGE + " [options]", allow_abbrev=False, add_help=False)
-    p.add_argument("--config", metavar="NAME[:VARIANT]", help="a shipped recipe, a recipe's path, or the workdir of a run")
-    p.add_argument("--bind", action="append", default=[], metavar="TARGET.PARAM=VALUE", help="set a parameter wherever its component is bound")
+    p = argparse.ArgumentParser(
+        prog="python -m vlm_jax.main", usage=USAGE + " [options]", allow_abbrev=False, add_help=False
+    )
+    p.add_argument(
+        "--config", metavar="NAME[:VARIANT]", help="a shipped recipe, a recipe's path, or the workdir of a run"
+    )
+    p.add_argument(
+        "--bind",
+        action="append",
+        default=[],
+        metavar="TARGET.PARAM=VALUE",
+        help="set a parameter wherever its component is bound",
+    )
     p.add_argument("--workdir", metavar="DIR", help="checkpoints, metrics and report go here (default: workdirs/NAME)")
     p.add_argument("--evaluate_only", action="store_true", help="evaluate the workdir's last good checkpoint, and stop")
-    p.add_argument("--dry_run", action="store_true", help="one step, every evaluator, one save, one restore; keeps nothing")
-    p.add_argument("--print_config", action="store_true", help="print the resolved config, one `key = value` a line, and stop")
-    p.add_argument("--allow_config_change", action="store_true", help="go on in a workdir that was begun with another config")
+    p.add_argument(
+        "--dry_run", action="store_true", help="one step, every evaluator, one save, one restore; keeps nothing"
+    )
+    p.add_argument(
+        "--print_config", action="store_true", help="print the resolved config, one `key = value` a line, and stop"
+    )
+    p.add_argument(
+        "--allow_config_change", action="store_true", help="go on in a workdir that was begun with another config"
+    )
     p.add_argument("--help", "-h", action="store_true", help="this text and the list of recipes")
     return p
 
@@ -94,7 +113,10 @@ def cpu_variant(flags: argparse.Namespace) -> str | None:
 
     if jax.default_backend() != "cpu":
         return None
-    print(f"only a CPU here: running {name}:smoke (same model, small batch, few steps, embedded data); the full recipe is --config={name}:full")
+    print(
+        f"only a CPU here: running {name}:smoke (same model, small batch, few steps, embedded data); "
+        f"the full recipe is --config={name}:full"
+    )
     return "smoke"
 
 
@@ -110,7 +132,9 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
     changes = configs.diff(configs.from_json(path.read_text(), str(path)), config)
     if changes and not allow_change:
         shown = "; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else "")
-        raise UserError(f"{workdir} belongs to another config ({shown}); take another --workdir, or --allow_config_change.")
+        raise UserError(
+            f"{workdir} belongs to another config ({shown}); take another --workdir, or --allow_config_change."
+        )
     for change in changes:
         print(f"config change: {change}")
 
@@ -132,7 +156,9 @@ def run(argv: list[str]) -> int:
         config = resolved_config(flags, overrides, variant)
     filled = configs.fill(config)
     name = configs.split_spec(flags.config)[0]
-    default = Path(name) if Path(name).is_dir() else Path("workdirs") / (Path(name).stem + (f"-{variant}" if variant else ""))
+    default = (
+        Path(name) if Path(name).is_dir() else Path("workdirs") / (Path(name).stem + (f"-{variant}" if variant else ""))
+    )
     workdir = Path(flags.workdir) if flags.workdir else default
     check_workdir(workdir, filled, flags.allow_config_change)
 

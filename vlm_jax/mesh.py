@@ -49,7 +49,9 @@ class Layout:
             if spec not in ("replicate", "fsdp"):
                 for part in spec.split(","):
                     if part.strip() not in (*AXES, "-"):
-                        raise UserError(f"mesh.rules: {spec!r} names {part!r}; {closest(part, [*AXES, '-', 'replicate'])}")
+                        raise UserError(
+                            f"mesh.rules: {spec!r} names {part!r}; {closest(part, [*AXES, '-', 'replicate'])}"
+                        )
 
     def make(self, devices: Sequence[Any]) -> Mesh:
         """The mesh over `devices`. Raises UserError where the sizes do not multiply to their number."""
@@ -58,7 +60,9 @@ class Layout:
         sizes = [len(devices) // fixed if s == -1 else s for s in sizes]
         if int(np.prod(sizes)) != len(devices):
             given = " x ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
-            raise UserError(f"mesh {given} does not make {len(devices)} device(s); set one axis to -1, or their product to that.")
+            raise UserError(
+                f"mesh {given} does not make {len(devices)} device(s); set one axis to -1, or their product to that."
+            )
         return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -182,7 +186,7 @@ def put(batch: Mapping[str, np.ndarray], rows: np.ndarray, batch_size: int, mesh
         shape = (batch_size, *local.shape[1:])
         if len(rows) == batch_size:
             return jax.device_put(local, sharding)
-        pick = lambda index: local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]  # noqa: E731
+        pick = lambda index: local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
         return jax.make_array_from_callback(shape, sharding, pick)
 
     return {name: one(np.asarray(value)) for name, value in batch.items()}

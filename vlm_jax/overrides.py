@@ -114,4 +114,4 @@ def _from_default(node: Mapping, key: str, where: str) -> ConfigDict:
     value = fill(node).get(key)
     if not is_mapping(value):
         raise UserError(f"{where} is {value!r}, a plain value: it has no parameters of its own.")
-    return value
+    return ConfigDict(value, type_safe=False)

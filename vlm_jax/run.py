@@ -48,7 +48,7 @@ class Run:
         _compilation_cache(experiment.compilation_cache)
         plan = startup.make_plan(experiment, jax.devices())
         progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
-        warn = lambda line: progress.note(f"warning: {line}")  # noqa: E731
+        warn = lambda line: progress.note(f"warning: {line}")
         first = jax.process_index() == 0
         if first:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Run:
         step = int(start.state.step)
         files = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
         if experiment.wandb:
-            files.append(report.WandbWriter(experiment.wandb, workdir, config=configs.lines(config)))
+            files.append(report.WandbWriter(experiment.wandb, workdir, config=configs.plain(config)))
         writers = report.Writers(files if first else [])
         writers.truncate_after(step)
         rows = meshes.local_rows(plan.mesh, experiment.batch_size)

@@ -9,7 +9,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ class Parameter:
         return self.default is dataclasses.MISSING
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameters(target: Any) -> dict[str, Parameter] | None:
     """The named parameters of a class or function, or None where it takes any (`**kwargs`)."""
     signature = inspect.signature(target)

@@ -38,7 +38,7 @@ class Plan:
 
     def placed(self) -> TrainState:
         """The abstract state with its shardings."""
-        place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)  # noqa: E731
+        place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
         return jax.tree.map(place, self.abstract, self.shardings)
 
 
@@ -47,10 +47,10 @@ def make_plan(experiment: Experiment, devices: list[Any]) -> Plan:
     task, layout, mesh = experiment.task, experiment.mesh, experiment.mesh.make(devices)
     meshes.local_rows(mesh, experiment.batch_size // experiment.microbatches)
     variables = jax.eval_shape(task.init, jax.random.key(0))
-    trained, frozen = experiment.optimizer.split(variables["params"], task.stacks)
+    trained, _ = experiment.optimizer.split(variables["params"], task.stacks)
     tx, schedule = experiment.optimizer.make(trained, experiment.clock, task.stacks)
     abstract = jax.eval_shape(lambda key: _initial(experiment, tx, key), jax.random.key(0))
-    of = lambda params: meshes.shardings(params, layout, mesh, task.stacks)  # noqa: E731
+    of = lambda params: meshes.shardings(params, layout, mesh, task.stacks)
     places = of(abstract.params)
     shardings = TrainState(
         step=meshes.replicated(mesh),
@@ -172,7 +172,7 @@ def with_params(plan: Plan, state: TrainState, params: dict) -> TrainState:
         raise UserError(f"config.init_from does not fit the model: {'; '.join(wrong[:5])}{more}.")
     live = tree.stack(tree.unflatten(given), plan.stacks)
     trained, frozen = plan.experiment.optimizer.split(live, plan.stacks)
-    place = lambda values, places: jax.tree.map(lambda v, s: jax.device_put(jnp.asarray(v), s), values, places)  # noqa: E731
+    place = lambda values, places: jax.tree.map(lambda v, s: jax.device_put(jnp.asarray(v), s), values, places)
     trained = place(trained, plan.shardings.params)
     ema = jax.tree.map(jnp.copy, trained) if state.ema else {}
     return state.replace(params=trained, frozen=place(frozen, plan.shardings.frozen), ema=ema)

@@ -57,7 +57,7 @@ def make_train_step(
         params = task.constrain(optax.apply_updates(train.params, updates))
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         params, opt, state = keep(params, train.params), keep(opt, train.opt), keep(state, train.state)
         ema = train.ema
         if options.ema is not None:
@@ -104,7 +104,7 @@ def _accumulate(gradient, train: TrainState, batch: Batch, key, microbatches: in
 
 
 def split_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[batch, ...] -> [parts, batch / parts, ...]; part i takes rows i, i + parts, ... so that no row changes device."""
+    """[batch, ...] -> [parts, batch / parts, ...]; part i takes rows i, i + parts, ...: no row changes device."""
     split = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(split, NamedSharding(mesh, PartitionSpec(None, meshes.BATCH_AXES)))
 

@@ -55,7 +55,7 @@ def _loop(run: Run, stop: Stop) -> int:
         else:
             run.progress.update(step)
         with run.chrono.pause():
-            if (names := run.due_evaluators(step, step == total)):
+            if names := run.due_evaluators(step, step == total):
                 run.evaluate(state, step, names)
             if run.due("checkpoint", step) or last:
                 run.save(state, step)
@@ -69,7 +69,9 @@ def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int
     with run.progress:
         try:
             if run.start.message == "from scratch":
-                raise UserError(f"{workdir} has no checkpoint to evaluate; give --config.init_from=WORKDIR, or train first.")
+                raise UserError(
+                    f"{workdir} has no checkpoint to evaluate; give --config.init_from=WORKDIR, or train first."
+                )
             run.evaluate(run.start.state, int(run.start.state.step), list(experiment.evals))
             run.write_report()
         finally:

@@ -1,4 +1,4 @@
-"""Durations with units: `warmup_steps`, `warmup_examples`, `warmup_epochs` or `warmup_percent`, of which one is given."""
+"""Durations with units: `warmup_steps`, `warmup_examples`, `warmup_epochs` or `warmup_percent`; one is given."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def test_equals_ranking_written_out(n, seed, block):
     rng = np.random.default_rng(seed)
     images, texts, ids = unit(rng.normal(size=(n, 4))), unit(rng.normal(size=(n, 4))), rng.integers(0, n, n)
     scores, same = images @ texts.T, ids[:, None] == ids[None]
-    rank = [min(sum(scores[i, k] >= scores[i, j] and not same[i, k] for k in range(n)) for j in range(n) if same[i, j]) for i in range(n)]
+    rank = [
+        min(sum(scores[i, k] >= scores[i, j] and not same[i, k] for k in range(n)) for j in range(n) if same[i, j])
+        for i in range(n)
+    ]
     found = recalls(images, texts, np.arange(n), ids, block=block)
     for k in (1, 5, 10):
         assert found[f"image_to_text_r{k}"] == pytest.approx(np.mean(np.array(rank) < k))

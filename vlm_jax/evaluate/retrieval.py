@@ -80,7 +80,9 @@ class Retrieval(Evaluator):
             scores = images @ texts[j]
             right = set(owner[ids == ids[j]].tolist())
             best = np.argsort(-scores, kind="stable")[:5]
-            shown = [(self.image(self.source[int(records[i])]["image"]), f"{scores[i]:.2f}", int(i) in right) for i in best]
+            shown = [
+                (self.image(self.source[int(records[i])]["image"]), f"{scores[i]:.2f}", int(i) in right) for i in best
+            ]
             rows.append((caption, shown))
         return Gallery("best images for a caption", rows)
 
@@ -113,4 +115,6 @@ def recalls(
 
     to_text = way(images, texts, lambda rows: has[rows][:, kind])
     to_image = way(texts, images, lambda rows: has[:, kind[rows]].T)
-    return {f"{name}_r{k}": r[k] for name, r in (("image_to_text", to_text), ("text_to_image", to_image)) for k in RANKS}
+    return {
+        f"{name}_r{k}": r[k] for name, r in (("image_to_text", to_text), ("text_to_image", to_image)) for k in RANKS
+    }

@@ -39,7 +39,9 @@ class ZeroShot(Evaluator):
             raise UserError("ZeroShot needs class names: a source that has them, or class_names=a,b,c.")
         bad = [t for t in self.templates if t.count("{}") != 1]
         if bad or not self.templates:
-            raise UserError(f"ZeroShot.templates: {bad or 'none given'}; each is a prompt with one {{}}, such as 'a photo of a {{}}.'")
+            raise UserError(
+                f"ZeroShot.templates: {bad or 'none given'}; each is a prompt with one {{}}: 'a photo of a {{}}.'"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
