@@ -172,7 +172,7 @@ def run(argv: list[str]) -> int:
         return train.evaluate_only(experiment, filled, workdir)
     if flags.dry_run:
         return train.dry_run(experiment, filled, workdir)
-    return train.train(experiment, filled, workdir)
+    return train.train(experiment, filled, workdir, flags.allow_config_change)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,6 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -41,10 +41,16 @@ class Run:
     rows: np.ndarray
     artifacts: dict[str, Any] = dataclasses.field(default_factory=dict)
     tracing: bool = False
+    unreadable_told: float = 0.0
 
     @classmethod
-    def open(cls, experiment: Experiment, config: Mapping, workdir: Path, data: bool = True) -> Run:
-        """Devices, state, data and files, in the order in which mistakes are cheapest."""
+    def open(
+        cls, experiment: Experiment, config: Mapping, workdir: Path, *, data: bool = True, allow_change: bool = False
+    ) -> Run:
+        """Devices, state, data and files, in the order in which mistakes are cheapest.
+
+        `data=False` opens no training data; `allow_change` takes data that is not what the run began with.
+        """
         _compilation_cache(experiment.compilation_cache)
         plan = startup.make_plan(experiment, jax.devices())
         progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
@@ -69,6 +75,7 @@ class Run:
                 batch_size=experiment.batch_size,
                 rows=rows,
                 state=start.data,
+                allow_change=allow_change,
                 overfit_batches=experiment.overfit_batches,
             )
         options = StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
@@ -152,6 +159,9 @@ class Run:
         values.update(self.chrono.read(step, self.batches.wait_seconds()))
         self.writers.write(step, {f"train/{name}": value for name, value in values.items()})
         self.progress.update(step, values)
+        for note in self.notes() if values["unreadable"] > self.unreadable_told else []:
+            self.warn(note)
+        self.unreadable_told = values["unreadable"]
         if values["skipped"]:
             self.warn(f"{values['skipped']:.0f} of the last {len(window)} updates were not finite and changed nothing.")
 
@@ -202,6 +212,7 @@ class Run:
                 config_text="\n".join(configs.lines(self.config)),
                 artifacts=self.artifacts,
                 facts=self.facts(),
+                notes=self.notes(),
             )
 
     def facts(self) -> dict[str, str]:
@@ -209,11 +220,18 @@ class Run:
         kind = self.plan.mesh.devices.flat[0].device_kind
         return {"Devices": f"{self.plan.mesh.size} x {kind}", "Training": report.duration(self.chrono.training_seconds)}
 
+    def notes(self) -> list[str]:
+        """What the reader of the report should not miss: the records that could not be read."""
+        unreadable = self.batches.unreadable if self.batches else 0
+        named = [f"{key}: {why}" for key, why in self.batches.unreadable_first] if unreadable else []
+        return [f"{unreadable} unreadable records were replaced by the next one", *named] if unreadable else []
+
     def finish(self, state: TrainState, step: int, stopped: bool) -> None:
         """Waits for the last save and says where everything is."""
         self.end_profile()
         self.store.wait()
-        self.write_report()
+        if self.artifacts:  # else there is a report with pictures already, or nothing to show
+            self.write_report()
         if stopped:
             self.progress.note(f"stopped after step {step}, saved; the same command goes on from there")
             return

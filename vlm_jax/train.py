@@ -19,9 +19,9 @@ from vlm_jax.stop import Stop, on_signals
 AHEAD = 2  # steps that may wait on the device: enough to keep it busy, few enough to hold few batches
 
 
-def train(experiment: Experiment, config: Mapping, workdir: Path) -> int:
+def train(experiment: Experiment, config: Mapping, workdir: Path, allow_change: bool = False) -> int:
     """Trains to the end, or goes on from where the workdir stands; returns the exit code."""
-    run = Run.open(experiment, config, workdir)
+    run = Run.open(experiment, config, workdir, allow_change=allow_change)
     with run.progress, on_signals() as stop:
         try:
             return _loop(run, stop)
@@ -31,7 +31,7 @@ def train(experiment: Experiment, config: Mapping, workdir: Path) -> int:
 
 def _loop(run: Run, stop: Stop) -> int:
     state, total = run.start.state, run.total
-    step = first = int(state.step)
+    step = first = saved = int(state.step)
     window: list[dict[str, jax.Array]] = []
     in_flight: collections.deque[jax.Array] = collections.deque()
     run.progress.update(step)
@@ -45,11 +45,10 @@ def _loop(run: Run, stop: Stop) -> int:
         if len(in_flight) > AHEAD:
             in_flight.popleft().block_until_ready()
         window.append(metrics)
-        last = step == total or bool(stop)
         if step == first + 1:
             in_flight[-1].block_until_ready()
             run.chrono.restart(step)
-        if run.due("log", step) or last or step == first + 1:
+        if run.due("log", step) or step in (first + 1, total):
             run.log(step, window)
             window = []
         else:
@@ -57,8 +56,13 @@ def _loop(run: Run, stop: Stop) -> int:
         with run.chrono.pause():
             if names := run.due_evaluators(step, step == total):
                 run.evaluate(state, step, names)
-            if run.due("checkpoint", step) or last:
+            if run.due("checkpoint", step):
                 run.save(state, step)
+                saved = step
+    if window:
+        run.log(step, window)
+    if saved < step:
+        run.save(state, step)
     run.finish(state, step, stopped=bool(stop))
     return stop.exit_code
 
