@@ -35,10 +35,11 @@ def assert_close(ours, theirs, name):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max(), err_msg=name)
 
 
-def randomised(model):
-    """Moves every parameter, so that biases, norms and probes are not at their trivial initial values."""
+def randomised(build):
+    """A model whose every parameter is moved, so that biases, norms and probes are not at trivial values."""
     torch = peers.torch()
     torch.manual_seed(0)
+    model = build()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
@@ -109,7 +110,7 @@ def test_siglip(activation):
         image=ViT(**ours, patch_size=PATCH, image_size=IMAGE),
         text=TextTransformer(**ours, vocab_size=VOCAB, length=LENGTH, out_dim=WIDTH),
     )
-    compare(model, randomised(transformers.SiglipModel(config)), convert.siglip)
+    compare(model, randomised(lambda: transformers.SiglipModel(config)), convert.siglip)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -126,13 +127,13 @@ def test_clip(activation):
         text=TextTransformer(**ours, vocab_size=VOCAB, length=LENGTH, causal=True, pool="eos", eos_id=EOS, pad_id=EOS),
         logit_bias_init=None,
     )
-    compare(model, randomised(transformers.CLIPModel(config)), convert.clip)
+    compare(model, randomised(lambda: transformers.CLIPModel(config)), convert.clip)
 
 
 def test_vit_with_cls():
     transformers, torch = peers.transformers(), peers.torch()
     config = transformers.ViTConfig(**THEIRS, image_size=IMAGE, patch_size=PATCH)
-    theirs = randomised(transformers.ViTModel(config, add_pooling_layer=False))
+    theirs = randomised(lambda: transformers.ViTModel(config, add_pooling_layer=False))
     model = ViT(**OURS, patch_size=PATCH, image_size=IMAGE, pool="cls", activation="gelu", norm_eps=1e-12)
     params = tree.unflatten({n: jnp.asarray(leaf) for n, leaf in convert.vit(weights_of(theirs), DEPTH).items()})
     image, _ = inputs()
