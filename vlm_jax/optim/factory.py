@@ -113,10 +113,15 @@ class Optimizer:
     def make(
         self, params: Tree, clock: Clock, stacks: Mapping[str, int]
     ) -> tuple[optax.GradientTransformation, Schedule]:
-        """The transformation for the trained part of the parameters, and the learning rate by step.
+        """The transformation, whose `init` and `update` take the trained part of the parameters, and step -> rate.
 
-        `params` are arrays or shapes, live: layers of the groups in `stacks` are stacked. Layers that are frozen within
-        a stack get updates of exactly zero.
+        Layers that are frozen within a stack get updates of exactly zero.
+
+        Args:
+          params: all parameters, arrays or shapes (the trained part alone hides how deep a tower is where its last
+            blocks are frozen, which `layer_decay` counts from).
+          clock: what the units of durations are worth.
+          stacks: scanned groups of layers, whose leaves in `params` are stacked, and their depth.
 
         Raises:
           UserError: a rule matches no parameter; a duration of the schedule does not fit.
