@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_jax.nn.attention import attend
+
+BATCH, TIME, HEADS, DIM = 2, 5, 3, 12
+
+
+@pytest.fixture
+def qkv():
+    return jax.random.normal(jax.random.key(0), (BATCH, TIME, 3 * DIM))
+
+
+def reference(qkv, visible):
+    """Head by head and query by query, in f64."""
+    query, key, value = np.split(np.asarray(qkv, np.float64), 3, axis=-1)
+    out = np.zeros_like(query)
+    size = DIM // HEADS
+    for b, h, t in np.ndindex(BATCH, HEADS, TIME):
+        part = slice(h * size, (h + 1) * size)
+        seen = np.flatnonzero(visible[b, t])
+        weight = np.exp(key[b, seen, part] @ query[b, t, part] / np.sqrt(size))
+        out[b, t, part] = weight @ value[b, seen, part] / weight.sum()
+    return out
+
+
+def test_equals_the_formula(qkv):
+    visible = np.ones((BATCH, TIME, TIME), bool)
+    np.testing.assert_allclose(attend(qkv, num_heads=HEADS), reference(qkv, visible), atol=1e-6)
+
+
+def test_causal_and_mask(qkv):
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)[:, None]
+    visible = np.tril(np.ones((TIME, TIME), bool)) & mask
+    out = attend(qkv, jnp.asarray(mask), num_heads=HEADS, causal=True)
+    np.testing.assert_allclose(out, reference(qkv, visible), atol=1e-6)
+
+
+def test_a_row_with_nothing_to_see_stays_finite(qkv):
+    mask = jnp.zeros((BATCH, 1, TIME), bool)
+    value, grad = jax.value_and_grad(lambda qkv: attend(qkv, mask, num_heads=HEADS).sum())(qkv)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+def test_softmax_is_in_f32_when_the_rest_is_in_bf16(qkv):
+    jaxpr = jax.make_jaxpr(lambda qkv: attend(qkv, num_heads=HEADS))(qkv.astype(jnp.bfloat16))
+    exponentials = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "exp"]
+    assert exponentials and all(e.outvars[0].aval.dtype == jnp.float32 for e in exponentials)
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)

@@ -1,0 +1,110 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_jax.errors import UserError
+from vlm_jax.nn.embed import ConvStem, ImageEmbed, PatchProjection, TextEmbed
+from vlm_jax.nn.functional import Functional
+from vlm_jax.nn.initializers import initializers
+
+INIT = initializers("jax", width=8, depth=2)
+IMAGE = jax.random.normal(jax.random.key(7), (2, 8, 12, 3))
+
+
+def image_embed(**options):
+    options = {
+        "patch_size": 4,
+        "grid": 2,
+        "stem_channels": (),
+        "posemb": "learn",
+        "cls_token": False,
+        "bias": True,
+        "dtype": "float32",
+        **options,
+    }
+    return Functional(functools.partial(_build, ImageEmbed, (8,), {**options, "init": INIT}))
+
+
+def _build(module, args, options, rngs):
+    return module(*args, **options, rngs=rngs)
+
+
+def test_patch_projection_is_the_convolution_of_its_kernel():
+    patch = Functional(functools.partial(_build, PatchProjection, (4, 3, 8), {"bias": True, "dtype": "float32"}))
+    params = jax.jit(patch.init)(jax.random.key(0)) | {"bias": jnp.arange(8.0)}
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    conv = jax.lax.conv_general_dilated(IMAGE, params["kernel"], (4, 4), "VALID", dimension_numbers=dimensions)
+    np.testing.assert_allclose(patch(params, IMAGE), conv + params["bias"], atol=1e-5)
+
+
+def test_stem_halves_the_image_at_each_convolution():
+    stem = Functional(functools.partial(_build, ConvStem, ((6, 10),), {"dtype": "float32"}))
+    params = jax.eval_shape(stem.init, jax.random.key(0))
+    assert jax.eval_shape(stem, params, IMAGE).shape == (2, 2, 3, 10)
+
+
+@pytest.mark.parametrize("stem", [(), (6,), (6, 10)])
+@pytest.mark.parametrize("cls", [False, True])
+def test_tokens_of_any_image_that_patches_divide(stem, cls):
+    embed = image_embed(stem_channels=stem, cls_token=cls)
+    params = jax.eval_shape(embed.init, jax.random.key(0))
+    assert params["posemb"].shape == (4 + cls, 8)
+    assert jax.eval_shape(embed, params, IMAGE).shape == (2, 2 * 3 + cls, 8)  # positions are resampled from 2 x 2
+
+
+def test_positions_are_added_to_their_patches():
+    embed = image_embed(grid=3)
+    params = jax.jit(embed.init)(jax.random.key(0))
+    zero = embed(jax.tree.map(jnp.zeros_like, params) | {"posemb": params["posemb"]}, jnp.ones((1, 12, 12, 3)))
+    np.testing.assert_array_equal(zero[0], params["posemb"])
+
+
+def test_sincos_has_no_parameters_and_leaves_cls_alone():
+    embed = image_embed(posemb="sincos2d", cls_token=True)
+    params = jax.jit(embed.init)(jax.random.key(0))
+    assert set(params) == {"patch", "cls"}
+    out = embed(jax.tree.map(jnp.zeros_like, params) | {"cls": jnp.arange(8.0)}, IMAGE)
+    np.testing.assert_array_equal(out[0, 0], jnp.arange(8.0))
+    assert len(np.unique(out[0, 1:], axis=0)) == 6
+
+
+def test_an_image_that_patches_do_not_divide():
+    embed = image_embed()
+    with pytest.raises(UserError, match="8 x 10 is not divisible by patch_size=4"):
+        embed(jax.jit(embed.init)(jax.random.key(0)), IMAGE[:, :, :10])
+
+
+@pytest.fixture
+def text():
+    options = {"dtype": "bfloat16", "init": INIT}
+    embed = Functional(functools.partial(_build, TextEmbed, (10, 4, 8), options))
+    return embed, jax.jit(embed.init)(jax.random.key(0))
+
+
+def test_tokens_and_positions(text):
+    embed, params = text
+    out = embed(params, jnp.array([[3, 9]]))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out[0], (params["token"][jnp.array([3, 9])] + params["posemb"][:2]), rtol=1e-2)
+
+
+def test_an_id_outside_the_vocabulary_is_nan(text):
+    embed, params = text
+    out = jax.jit(embed)(params, jnp.array([[3, 10]]))
+    assert np.isfinite(out[0, 0]).all() and np.isnan(out[0, 1]).all()
+
+
+def test_the_gradient_of_a_frequent_token_is_summed_in_f32(text):
+    embed, params = text
+    ids = jnp.full((1024, 1), 3)  # a bf16 sum of ones stops growing at 256
+    grad = jax.grad(lambda params: embed(params, ids).astype(jnp.float32).sum())(params)
+    np.testing.assert_array_equal(grad["token"][3], np.full(8, 1024))
+
+
+def test_a_text_longer_than_the_model(text):
+    embed, params = text
+    with pytest.raises(UserError, match="5 tokens are longer than the model's length=4"):
+        embed(params, jnp.zeros((1, 5), jnp.int32))
