@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from vlm_jax import tree
 from vlm_jax.checkpoint.fingerprint import differing, fingerprint
 from vlm_jax.checkpoint.folder import Damaged
+from vlm_jax.checkpoint.quiet import all_reads_finished, silence_log
 
 
 def read_item(folder: Path, targets: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -31,16 +30,17 @@ def read_item(folder: Path, targets: Mapping[str, Any], fingerprints: Mapping[st
     import orbax.checkpoint as ocp
     from etils import epath
 
-    quiet()
+    silence_log()
     item = tree.unflatten({name: 0 if target is None else target for name, target in targets.items()})
     how = tree.unflatten({name: _restore_args(target) for name, target in targets.items()})
 
     def read():
         try:
             # The handler by itself: a checkpointer would wait for processes that have raised.
-            return ocp.PyTreeCheckpointHandler().restore(
-                epath.Path(folder), args=ocp.args.PyTreeRestore(item, restore_args=how)
-            )
+            with all_reads_finished():
+                return ocp.PyTreeCheckpointHandler().restore(
+                    epath.Path(folder), args=ocp.args.PyTreeRestore(item, restore_args=how)
+                )
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the files
         except Exception as error:
@@ -48,7 +48,8 @@ def read_item(folder: Path, targets: Mapping[str, Any], fingerprints: Mapping[st
 
     found = tree.flatten(agree(read))
     if wrong := differing(fingerprints, fingerprint(found)):
-        raise Damaged(f"{len(wrong)} arrays are not what was written, {folder.name}/{wrong[0]} the first")
+        others = f" and {len(wrong) - 1} more are" if len(wrong) > 1 else " is"
+        raise Damaged(f"{folder.name}/{wrong[0]}{others} not what was written")
     return found
 
 
@@ -85,12 +86,3 @@ def _restore_args(target: jax.ShapeDtypeStruct | None):
 def _gist(error: Exception) -> str:
     """The start of an error that may go on for hundreds of lines of TensorStore's specification."""
     return re.split(r"[:\n]", str(error), maxsplit=1)[0].strip()[:80] or type(error).__name__
-
-
-@functools.cache
-def quiet() -> None:
-    """Keeps Orbax from writing to the log: what goes wrong reaches us as exceptions."""
-    from absl import logging as absl_logging
-
-    assert absl_logging  # importing it is what makes the logger
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)

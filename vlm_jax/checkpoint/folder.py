@@ -54,7 +54,7 @@ def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "checksum": _checksum(plain)}
 
 
-def read_meta(step_folder: Path) -> dict[str, Any]:
+def read_meta(step_folder: str | Path) -> dict[str, Any]:
     """The `meta` of a step.
 
     Raises:
@@ -62,7 +62,7 @@ def read_meta(step_folder: Path) -> dict[str, Any]:
       UserError: it was written by a later version.
     """
     try:
-        meta = json.loads((step_folder / "meta" / "metadata").read_text())
+        meta = json.loads((Path(step_folder) / "meta" / "metadata").read_text())
     except OSError as error:
         raise Damaged("it has no meta") from error
     except ValueError as error:

@@ -10,10 +10,11 @@ import jax
 
 from vlm_jax import tree
 from vlm_jax.checkpoint import folder as disk
-from vlm_jax.checkpoint.arrays import agree, kind, quiet, read_item
+from vlm_jax.checkpoint.arrays import agree, kind, read_item
 from vlm_jax.checkpoint.fingerprint import fingerprint
 from vlm_jax.checkpoint.folder import Damaged
 from vlm_jax.checkpoint.layers import to_layers, to_live
+from vlm_jax.checkpoint.quiet import silence_log
 from vlm_jax.errors import UserError
 
 Tree = Any
@@ -159,7 +160,7 @@ class Store:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            quiet()
+            silence_log()
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                 cleanup_tmp_directories=True,  # what a killed save has left

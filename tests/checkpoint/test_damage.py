@@ -1,0 +1,206 @@
+"""Every damage to the last step: one line that says so, and the step before it."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from small_runs import META, STACKS, assert_identical, make_items, shapes
+
+from vlm_jax.checkpoint import Store, load_params
+from vlm_jax.errors import UserError
+
+# Reads that Orbax abandons must not speak up later either.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("three")
+    with Store(workdir, stacks=STACKS) as store:
+        for step in (1, 2, 3):
+            store.save(step, make_items(step), META)
+    return workdir
+
+
+@pytest.fixture
+def workdir(three_steps, tmp_path) -> Path:
+    return Path(shutil.copytree(three_steps, tmp_path / "run"))
+
+
+def step_folder(workdir: Path, step: int = 3) -> Path:
+    return workdir / "checkpoints" / str(step)
+
+
+def data_file(folder: Path, item: str = "params") -> Path:
+    """The largest file that holds arrays."""
+    return max((folder / item).glob("ocdbt.process_*/d/*"), key=lambda path: path.stat().st_size)
+
+
+def rewrite(path: Path, change) -> None:
+    path.write_bytes(bytes(change(bytearray(path.read_bytes()))))
+
+
+def flip(position: float, item: str = "params"):
+    def damage(folder: Path):
+        def change(raw):
+            raw[int(position * len(raw))] ^= 0x10
+            return raw
+
+        rewrite(data_file(folder, item), change)
+
+    return damage
+
+
+def truncate(part: float):
+    return lambda folder: rewrite(data_file(folder), lambda raw: raw[: int(part * len(raw))])
+
+
+def zero_range(folder: Path):
+    rewrite(data_file(folder), lambda raw: raw[: len(raw) // 3] + bytearray(len(raw) // 3) + raw[2 * (len(raw) // 3) :])
+
+
+def edit_meta(change):
+    def damage(folder: Path):
+        path = folder / "meta" / "metadata"
+        path.write_text(change(path.read_text()))
+
+    return damage
+
+
+def swap_arrays_of_one_shape(folder: Path):
+    """Two arrays whose fingerprints are exchanged: each is good, but in the other's place."""
+    path = folder / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    marks = meta["fingerprints"]
+    a, b = (f"params/image/blocks/{layer}/mlp/kernel" for layer in ("00", "01"))
+    marks[a], marks[b] = marks[b], marks[a]
+    from vlm_jax.checkpoint.folder import seal
+
+    path.write_text(json.dumps(seal({key: value for key, value in meta.items() if key != "checksum"})))
+
+
+def empty_folder(folder: Path):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGE = {
+    "bit flipped near the start": flip(0.2),
+    "bit flipped in the middle": flip(0.5),
+    "bit flipped near the end": flip(0.8),
+    "bit flipped in the optimizer": flip(0.5, "opt"),
+    "bit flipped in the average": flip(0.5, "ema"),
+    "half a data file": truncate(0.5),
+    "nine tenths of a data file": truncate(0.9),
+    "empty data file": truncate(0.0),
+    "data file deleted": lambda folder: data_file(folder).unlink(),
+    "range of zeros": zero_range,
+    "manifest cut": lambda folder: rewrite(folder / "params" / "manifest.ocdbt", lambda raw: raw[:20]),
+    "manifest deleted": lambda folder: (folder / "params" / "manifest.ocdbt").unlink(),
+    "names of arrays emptied": lambda folder: (folder / "params" / "_METADATA").write_text(""),
+    "item deleted": lambda folder: shutil.rmtree(folder / "opt"),
+    "item emptied": lambda folder: empty_folder(folder / "ema"),
+    "empty folder named as a step": empty_folder,
+    "meta deleted": lambda folder: shutil.rmtree(folder / "meta"),
+    "meta empty": edit_meta(lambda text: ""),
+    "meta cut": edit_meta(lambda text: text[:-30]),
+    "meta of another kind": edit_meta(lambda text: "[1, 2]"),
+    "digit of the data state changed": edit_meta(lambda text: text.replace('"next_index": 96', '"next_index": 97')),
+    "arrays exchanged": swap_arrays_of_one_shape,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_one_line_and_the_step_before(workdir, damage, capfd):
+    damage(step_folder(workdir))
+    lines = []
+    with Store(workdir, stacks=STACKS, warn=lines.append) as store:
+        step, items, meta = store.restore_latest(shapes(make_items()))
+    assert step == 2 and meta["step"] == 2
+    assert_identical(items, make_items(2))
+    assert len(lines) == 1 and "checkpoint 3 is damaged" in lines[0] and "\n" not in lines[0] and len(lines[0]) < 200
+    assert capfd.readouterr() == ("", "")
+    assert step_folder(workdir).exists()  # restoring changes nothing on disk
+
+
+@pytest.mark.parametrize("damage", ["bit flipped in the middle", "empty folder named as a step", "item deleted"])
+def test_training_goes_on_and_saves_at_that_step_again(workdir, damage):
+    DAMAGE[damage](step_folder(workdir))
+    with Store(workdir, stacks=STACKS, warn=[].append) as store:
+        store.restore_latest(shapes(make_items()))
+        store.save(3, make_items(33), META)
+    assert step_folder(workdir).with_name("3.damaged").is_dir()
+    step, items, _ = Store(workdir, stacks=STACKS, warn=pytest.fail).restore_latest(shapes(make_items()))
+    assert step == 3
+    assert_identical(items, make_items(33))
+
+    flip(0.5)(step_folder(workdir))  # and once more
+    with Store(workdir, stacks=STACKS, warn=[].append) as store:
+        store.restore_latest(shapes(make_items()))
+        store.save(3, make_items(34), META)
+    assert step_folder(workdir).with_name("3.damaged.2").is_dir()
+
+
+def test_a_stray_folder_does_not_block_a_save(workdir):
+    step_folder(workdir, 4).mkdir()
+    with Store(workdir, stacks=STACKS) as store:
+        store.save(4, make_items(4), META)
+        assert store.restore_latest(shapes(make_items()))[0] == 4
+
+
+def test_two_steps_back(workdir):
+    flip(0.5)(step_folder(workdir, 3))
+    shutil.rmtree(step_folder(workdir, 2) / "meta")
+    lines = []
+    step, items, _ = Store(workdir, stacks=STACKS, warn=lines.append).restore_latest(shapes(make_items()))
+    assert step == 1 and len(lines) == 2
+    assert_identical(items, make_items(1))
+
+
+def test_no_good_step_is_never_a_start_from_scratch(workdir):
+    for step in (1, 2, 3):
+        flip(0.5)(step_folder(workdir, step))
+    with pytest.raises(UserError, match="all 3 checkpoints are damaged"):
+        Store(workdir, stacks=STACKS, warn=[].append).restore_latest(shapes(make_items()))
+    with pytest.raises(UserError, match="all 3 checkpoints are damaged"):
+        load_params(workdir, warn=[].append)
+    assert all(step_folder(workdir, step).is_dir() for step in (1, 2, 3))
+
+
+def test_out_of_memory_is_no_damage(workdir, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", exhausted)
+    with pytest.raises(MemoryError):
+        Store(workdir, stacks=STACKS, warn=pytest.fail).restore_latest(shapes(make_items()))
+
+
+def flips_anywhere(workdir: Path, count: int, seed: int) -> None:
+    """A flipped bit anywhere in a step is found, or was in something that nothing is read from."""
+    rng = random.Random(seed)
+    files = sorted(path for path in step_folder(workdir).rglob("*") if path.is_file() and path.stat().st_size)
+    for _ in range(count):
+        path = rng.choice(files)
+        good = path.read_bytes()
+        raw = bytearray(good)
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(raw))
+        lines = []
+        step, items, _ = Store(workdir, stacks=STACKS, warn=lines.append).restore_latest(shapes(make_items()))
+        assert (step, len(lines)) in ((3, 0), (2, 1)), path
+        assert_identical(items, make_items(step))
+        path.write_bytes(good)
+
+
+def test_bits_flipped_anywhere(workdir):
+    flips_anywhere(workdir, count=10, seed=0)
+
+
+@pytest.mark.full
+def test_many_bits_flipped_anywhere(workdir):
+    flips_anywhere(workdir, count=500, seed=1)
