@@ -11,13 +11,12 @@ STYLES = ("jax", "clip")
 
 @dataclasses.dataclass(frozen=True)
 class Initializers:
-    """One initializer for each kind of weight of a tower."""
+    """One initializer for each kind of weight of a tower; biases start at zero."""
 
     qkv: Initializer
     out: Initializer
     fc1: Initializer
     fc2: Initializer
-    mlp_bias: Initializer
     head: Initializer
     token: Initializer
     image_posemb: Initializer
@@ -40,7 +39,6 @@ def initializers(style: str, *, width: int, depth: int) -> Initializers:
             out=residual,
             fc1=normal((2 * width) ** -0.5),
             fc2=residual,
-            mlp_bias=zeros,
             head=normal(width**-0.5),
             token=normal(0.02),
             image_posemb=normal(width**-0.5),
@@ -52,7 +50,6 @@ def initializers(style: str, *, width: int, depth: int) -> Initializers:
         out=xavier_uniform(),
         fc1=xavier_uniform(),
         fc2=xavier_uniform(),
-        mlp_bias=normal(1e-6),
         head=lecun_normal(),
         token=normal(width**-0.5),
         image_posemb=normal(width**-0.5),

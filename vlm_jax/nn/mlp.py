@@ -28,7 +28,7 @@ class Mlp(nnx.Module):
     """`fc2(activation(fc1(x)))`."""
 
     def __init__(self, width: int, hidden: int, *, activation: str, dtype: str, init: Initializers, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.Linear, dtype=jnp.dtype(dtype), bias_init=init.mlp_bias, rngs=rngs)
+        linear = functools.partial(nnx.Linear, dtype=jnp.dtype(dtype), rngs=rngs)
         self.fc1 = linear(width, hidden, kernel_init=init.fc1)
         self.fc2 = linear(hidden, width, kernel_init=init.fc2)
         self.activation = activation
