@@ -53,6 +53,17 @@ def flip(position: float, item: str = "params"):
     return damage
 
 
+def flips_everywhere(folder: Path):
+    """A bit in every hundred bytes of every file that holds arrays of the parameters."""
+
+    def change(raw):
+        raw[::100] = bytes(byte ^ 0x10 for byte in raw[::100])
+        return raw
+
+    for path in (folder / "params").glob("**/d/*"):
+        rewrite(path, change)
+
+
 def truncate(part: float):
     return lambda folder: rewrite(data_file(folder), lambda raw: raw[: int(part * len(raw))])
 
@@ -90,6 +101,7 @@ DAMAGE = {
     "bit flipped near the start": flip(0.2),
     "bit flipped in the middle": flip(0.5),
     "bit flipped near the end": flip(0.8),
+    "bits flipped everywhere": flips_everywhere,
     "bit flipped in the optimizer": flip(0.5, "opt"),
     "bit flipped in the average": flip(0.5, "ema"),
     "half a data file": truncate(0.5),

@@ -56,7 +56,8 @@ class Store:
     def save(self, step: int, items: Mapping[str, Tree], meta: Mapping[str, Any]) -> None:
         """Copies `items` off the devices and returns; writing goes on behind, and the arrays may be donated.
 
-        The step that this store saved or restored last is not saved again.
+        A save that is still being written is waited for first. The step that this store saved or restored last is not
+        saved again.
 
         Args:
           step: names the checkpoint.
