@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +23,11 @@ def image_embed(**options):
         "dtype": "float32",
         **options,
     }
-    return Functional(functools.partial(_build, ImageEmbed, (8,), {**options, "init": INIT}))
-
-
-def _build(module, args, options, rngs):
-    return module(*args, **options, rngs=rngs)
+    return Functional(ImageEmbed, 8, **options, init=INIT)
 
 
 def test_patch_projection_is_the_convolution_of_its_kernel():
-    patch = Functional(functools.partial(_build, PatchProjection, (4, 3, 8), {"bias": True, "dtype": "float32"}))
+    patch = Functional(PatchProjection, 4, 3, 8, bias=True, dtype="float32")
     params = jax.jit(patch.init)(jax.random.key(0)) | {"bias": jnp.arange(8.0)}
     dimensions = ("NHWC", "HWIO", "NHWC")
     conv = jax.lax.conv_general_dilated(IMAGE, params["kernel"], (4, 4), "VALID", dimension_numbers=dimensions)
@@ -41,7 +35,7 @@ def test_patch_projection_is_the_convolution_of_its_kernel():
 
 
 def test_stem_halves_the_image_at_each_convolution():
-    stem = Functional(functools.partial(_build, ConvStem, ((6, 10),), {"dtype": "float32"}))
+    stem = Functional(ConvStem, (6, 10), dtype="float32")
     params = jax.eval_shape(stem.init, jax.random.key(0))
     assert jax.eval_shape(stem, params, IMAGE).shape == (2, 2, 3, 10)
 
@@ -79,8 +73,7 @@ def test_an_image_that_patches_do_not_divide():
 
 @pytest.fixture
 def text():
-    options = {"dtype": "bfloat16", "init": INIT}
-    embed = Functional(functools.partial(_build, TextEmbed, (10, 4, 8), options))
+    embed = Functional(TextEmbed, 10, 4, 8, dtype="bfloat16", init=INIT)
     return embed, jax.jit(embed.init)(jax.random.key(0))
 
 

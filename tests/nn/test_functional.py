@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,3 +82,9 @@ def test_leaves_the_global_modes_of_nnx_as_they_were(module):
     before = [mode.current_value() for mode in modes]
     module(jax.jit(module.init)(jax.random.key(0)), jnp.ones((2, 4)))
     assert [mode.current_value() for mode in modes] == before
+
+
+def test_only_nn_knows_flax():
+    package = pathlib.Path(tree.__file__).parent
+    users = {path.relative_to(package).parts[0] for path in package.rglob("*.py") if "flax" in path.read_text()}
+    assert users == {"nn"}

@@ -45,8 +45,7 @@ def test_mean_of_many_bf16_tokens_is_summed_in_f32():
 
 def map_head():
     init = initializers("jax", width=8, depth=1)
-    options = {"activation": "gelu_tanh", "norm_eps": 1e-6, "dtype": "float32", "init": init}
-    return Functional(lambda rngs: pool.MapHead(8, 2, 16, **options, rngs=rngs))
+    return Functional(pool.MapHead, 8, 2, 16, activation="gelu_tanh", norm_eps=1e-6, dtype="float32", init=init)
 
 
 def test_map_head_ignores_the_order_of_tokens():

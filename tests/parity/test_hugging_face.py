@@ -5,17 +5,17 @@ Tolerance: |ours - theirs| <= 1e-5 (|theirs| + the largest |theirs| of the same 
 
 import functools
 
-import convert
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
 
 from vlm_jax import tree
 from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
+
+from . import convert, peers
 
 WIDTH, DEPTH, HEADS, MLP = 32, 2, 4, 48
 PATCH, IMAGE, VOCAB, LENGTH, BATCH = 8, 32, 50, 12, 3

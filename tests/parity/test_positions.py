@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
 
 from vlm_jax.nn.positions import resample
+
+from . import peers
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.tower import Tower, check
 from vlm_jax.nn import pool
 from vlm_jax.nn.embed import TextEmbed
-from vlm_jax.nn.functional import Params
+from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers
 
 
@@ -50,8 +49,8 @@ class TextTransformer(Tower):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 1.")
 
-    def _embed(self, init: Initializers, rngs: nnx.Rngs) -> nnx.Module:
-        return TextEmbed(self.vocab_size, self.length, self.geometry.width, dtype=self.dtype, init=init, rngs=rngs)
+    def _embed(self, init: Initializers) -> Functional:
+        return Functional(TextEmbed, self.vocab_size, self.length, self.geometry.width, dtype=self.dtype, init=init)
 
     @property
     def _causal(self) -> bool:

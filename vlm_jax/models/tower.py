@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vlm_jax.errors import UserError, closest
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import STYLES, Initializers, initializers
+from vlm_jax.nn.layers import layer_norm, linear
 from vlm_jax.nn.mlp import ACTIVATIONS
 from vlm_jax.nn.pool import MapHead
-from vlm_jax.nn.transformer import REMAT, Transformer, layer_norm
+from vlm_jax.nn.transformer import REMAT, Transformer
 
 
 class Size(NamedTuple):
@@ -125,8 +124,8 @@ class Tower:
         keys = jax.random.split(key, len(parts))
         return {name: part.init(k) for (name, part), k in zip(parts.items(), keys)}
 
-    def _embed(self, init: Initializers, rngs: nnx.Rngs) -> nnx.Module:
-        """The module that makes tokens of the input."""
+    def _embed(self, init: Initializers) -> Functional:
+        """What makes tokens of the input."""
         raise NotImplementedError
 
     @property
@@ -152,26 +151,18 @@ class Tower:
         """Everything but the blocks, by the name of its parameters."""
         width, depth, mlp_dim, num_heads = self.geometry
         init = initializers(self.init_style, width=width, depth=depth)
-
-        def norm(rngs: nnx.Rngs) -> nnx.Module:
-            return layer_norm(width, self.norm_eps, self.dtype, rngs)
-
-        def map_head(rngs: nnx.Rngs) -> nnx.Module:
-            mlp = {"activation": self.activation, "norm_eps": self.norm_eps}
-            return MapHead(width, num_heads, mlp_dim, **mlp, dtype=self.dtype, init=init, rngs=rngs)
-
-        def head(rngs: nnx.Rngs) -> nnx.Module:
-            dtype = jnp.dtype(self.dtype)
-            return nnx.Linear(
-                width, self.out_dim, use_bias=self.head_bias, kernel_init=init.head, dtype=dtype, rngs=rngs
-            )
-
-        parts = {"embed": Functional(functools.partial(self._embed, init)), "ln_post": Functional(norm)}
+        parts = {"embed": self._embed(init), "ln_post": self._norm()}
         if self.pool == "map":
-            parts["pool"] = Functional(map_head)
+            options = {"activation": self.activation, "norm_eps": self.norm_eps, "dtype": self.dtype, "init": init}
+            parts["pool"] = Functional(MapHead, width, num_heads, mlp_dim, **options)
         if self.out_dim is not None:
-            parts["head"] = Functional(head)
+            parts["head"] = Functional(
+                linear, width, self.out_dim, bias=self.head_bias, init=init.head, dtype=self.dtype
+            )
         return parts
+
+    def _norm(self) -> Functional:
+        return Functional(layer_norm, self.geometry.width, epsilon=self.norm_eps, dtype=self.dtype)
 
     def _encode(
         self,

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from vlm_jax.errors import UserError
@@ -18,7 +17,6 @@ from vlm_jax.nn import pool
 from vlm_jax.nn.embed import ImageEmbed
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers
-from vlm_jax.nn.transformer import layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +58,9 @@ class ViT(Tower):
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout={self.patch_dropout} is not a fraction in [0, 1).")
 
-    def _embed(self, init: Initializers, rngs: nnx.Rngs) -> nnx.Module:
-        return ImageEmbed(
+    def _embed(self, init: Initializers) -> Functional:
+        return Functional(
+            ImageEmbed,
             self.geometry.width,
             patch_size=self.patch_size,
             grid=self.image_size // self.patch_size,
@@ -71,14 +70,13 @@ class ViT(Tower):
             bias=self.patch_bias,
             dtype=self.dtype,
             init=init,
-            rngs=rngs,
         )
 
     @functools.cached_property
     def _parts(self) -> dict[str, Functional]:
         parts = super()._parts
         if self.pre_norm:
-            parts["ln_pre"] = Functional(lambda rngs: layer_norm(self.geometry.width, self.norm_eps, self.dtype, rngs))
+            parts["ln_pre"] = self._norm()
         return parts
 
     def apply(

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.layers import linear
 
 
 def attend(
@@ -47,9 +48,8 @@ class SelfAttention(nnx.Module):
         init: Initializers,
         rngs: nnx.Rngs,
     ):
-        linear = functools.partial(nnx.Linear, use_bias=bias, dtype=jnp.dtype(dtype), rngs=rngs)
-        self.qkv = linear(width, 3 * width, kernel_init=init.qkv)
-        self.out = linear(width, width, kernel_init=init.out, use_bias=True)
+        self.qkv = linear(width, 3 * width, bias=bias, init=init.qkv, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, init=init.out, dtype=dtype, rngs=rngs)
         self.num_heads, self.causal, self.remat = num_heads, causal, remat
 
     def __call__(

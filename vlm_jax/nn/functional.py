@@ -32,17 +32,17 @@ class Functional:
     """Pure functions over an NNX module that has parameters and no other state.
 
     Args:
-      build: makes the module from its random keys. Called again wherever the structure is needed, so it must give
-        the same structure each time.
+      module: the module's class, or a function that makes it; called as `module(*args, **kwargs, rngs=rngs)`, once for
+        each set of initial parameters and once to learn the structure. Nothing is made before it is needed.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
-        self._build = build
+    def __init__(self, module: Callable[..., nnx.Module], *args, **kwargs):
+        self._build = functools.partial(module, *args, **kwargs)
 
     def init(self, key: Array) -> Params:
         """Parameters as nested dicts of f32 arrays, named as the module's attributes are."""
         with _tree_mode():
-            return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key)), nnx.Param))
+            return nnx.to_pure_dict(nnx.state(self._build(rngs=nnx.Rngs(key)), nnx.Param))
 
     def __call__(self, params: Params, *args, method: str = "__call__", **kwargs):
         """Calls `method` of the module with these parameters; works inside jit, grad, vmap and scan.
@@ -59,7 +59,7 @@ class Functional:
     @functools.cached_property
     def _graph(self):
         with _tree_mode():
-            graph, params = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))), nnx.Param)
+            graph, params = nnx.split(nnx.eval_shape(lambda: self._build(rngs=nnx.Rngs(0))), nnx.Param)
             return graph, jax.tree.structure(nnx.to_pure_dict(params))
 
 

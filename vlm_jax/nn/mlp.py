@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.layers import linear
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -28,9 +28,8 @@ class Mlp(nnx.Module):
     """`fc2(activation(fc1(x)))`."""
 
     def __init__(self, width: int, hidden: int, *, activation: str, dtype: str, init: Initializers, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.Linear, dtype=jnp.dtype(dtype), rngs=rngs)
-        self.fc1 = linear(width, hidden, kernel_init=init.fc1)
-        self.fc2 = linear(hidden, width, kernel_init=init.fc2)
+        self.fc1 = linear(width, hidden, init=init.fc1, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, init=init.fc2, dtype=dtype, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +9,7 @@ from jax.nn.initializers import xavier_uniform
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.layers import layer_norm, linear
 from vlm_jax.nn.mlp import Mlp
 
 
@@ -61,13 +60,13 @@ class MapHead(nnx.Module):
         init: Initializers,
         rngs: nnx.Rngs,
     ):
-        linear = functools.partial(nnx.Linear, dtype=jnp.dtype(dtype), rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
         self.probe = nnx.Param(xavier_uniform()(rngs.params(), (1, width))[0])
-        self.q = linear(width, width, kernel_init=init.qkv)
-        self.kv = linear(width, 2 * width, kernel_init=init.qkv)
-        self.out = linear(width, width, kernel_init=init.out)
-        self.ln = nnx.LayerNorm(width, epsilon=norm_eps, dtype=jnp.dtype(dtype), rngs=rngs)
-        self.mlp = Mlp(width, mlp_dim, activation=activation, dtype=dtype, init=init, rngs=rngs)
+        self.q = linear(width, width, init=init.qkv, **options)
+        self.kv = linear(width, 2 * width, init=init.qkv, **options)
+        self.out = linear(width, width, init=init.out, **options)
+        self.ln = layer_norm(width, epsilon=norm_eps, **options)
+        self.mlp = Mlp(width, mlp_dim, activation=activation, init=init, **options)
         self.num_heads, self.dtype = num_heads, dtype
 
     def __call__(

@@ -8,7 +8,6 @@ import operator
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -16,22 +15,18 @@ from vlm_jax import tree
 from vlm_jax.nn.attention import SelfAttention
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers, initializers
+from vlm_jax.nn.layers import layer_norm
 from vlm_jax.nn.mlp import Mlp
 
 REMAT = ("none", "attention", "block")
 
 
-def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with statistics in f32, whatever the compute dtype; the result is in `dtype`."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.dtype(dtype), rngs=rngs)
-
-
 class Block(nnx.Module):
     """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`."""
 
-    def __init__(self, config: Transformer, init: Initializers, rngs: nnx.Rngs):
+    def __init__(self, config: Transformer, init: Initializers, *, rngs: nnx.Rngs):
         c = config
-        self.ln1 = layer_norm(c.width, c.norm_eps, c.dtype, rngs)
+        self.ln1 = layer_norm(c.width, epsilon=c.norm_eps, dtype=c.dtype, rngs=rngs)
         self.attn = SelfAttention(
             c.width,
             c.num_heads,
@@ -42,7 +37,7 @@ class Block(nnx.Module):
             init=init,
             rngs=rngs,
         )
-        self.ln2 = layer_norm(c.width, c.norm_eps, c.dtype, rngs)
+        self.ln2 = layer_norm(c.width, epsilon=c.norm_eps, dtype=c.dtype, rngs=rngs)
         self.mlp = Mlp(c.width, c.mlp_dim, activation=c.activation, dtype=c.dtype, init=init, rngs=rngs)
 
     def __call__(
@@ -80,7 +75,7 @@ class Transformer:
     @functools.cached_property
     def _block(self) -> Functional:
         init = initializers(self.init_style, width=self.width, depth=self.depth)
-        return Functional(lambda rngs: Block(self, init, rngs))
+        return Functional(Block, self, init)
 
     def init(self, key: Array) -> Params:
         """Parameters of all blocks. One block's initializer is traced once, whatever the depth."""
