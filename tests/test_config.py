@@ -138,9 +138,9 @@ def test_references_follow_what_they_refer_to():
 
 def test_fill_writes_every_default_out_and_json_brings_it_back():
     filled = configs.fill(tree())
-    assert filled.right.size == 2 and filled.left.name == "leaf"
+    assert filled["right"]["size"] == 2 and filled["left"]["name"] == "leaf"
     again = configs.from_json(configs.to_json(filled), "here")
-    assert configs.lines(again) == configs.lines(filled)
+    assert configs.lines(configs.fill(again)) == configs.lines(filled)
     assert build(again) == build(tree())
 
 

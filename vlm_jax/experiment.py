@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -136,8 +138,16 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
             "this recipe needs a tokenizer: --config.tokenizer=PATH. To train one on your captions, one a line: "
             "python -m vlm_jax.data.tokenizers train --output=tokenizer.model --vocab_size=32000 captions.txt"
         )
+    if not assets.is_dir():  # everything is checked before anything is written
+        with tempfile.TemporaryDirectory() as trial:
+            _build(config, spec, Path(trial))
+            shutil.copytree(trial, assets)
+    return _build(config, spec, assets)
+
+
+def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experiment:
     source = configs.build(config.data.source)
-    text = configs.build(config.text, tokenizer=spec).resolve(source.captions, assets)
+    text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
     return configs.build(
         config,
         image=configs.build(config.image),

@@ -106,6 +106,16 @@ class Run:
         return run
 
     @property
+    def ahead(self) -> int:
+        """Steps that may wait on the devices: enough to keep them busy, few enough to hold few batches.
+
+        None on several simulated CPU devices: programs with collectives that are in flight together starve each other
+        of threads, up to a deadlock.
+        """
+        simulated = self.plan.mesh.size > 1 and self.plan.mesh.devices.flat[0].platform == "cpu"
+        return 0 if simulated else 2
+
+    @property
     def total(self) -> int:
         return self.experiment.clock.total
 
@@ -136,17 +146,20 @@ class Run:
     def due(self, name: str, step: int) -> bool:
         """Whether `log`, `checkpoint` or `evaluate` falls on this step."""
         defaults = {"log": max(1, min(50, self.total // 20)), "checkpoint": max(1, self.total // 5)}
-        every = self.experiment.clock.steps(self.experiment, name, defaults.get(name))
-        return bool(every) and step % every == 0
+        return self._falls_on(step, self.experiment.clock.steps(self.experiment, name, defaults.get(name)))
 
     def due_evaluators(self, step: int, last: bool) -> list[str]:
         """The evaluators of this step; after the last one, all."""
         clock, names = self.experiment.clock, []
         for name, evaluator in self.experiment.evals.items():
             every = clock.steps(evaluator, "every") or clock.steps(self.experiment, "evaluate")
-            if last or (every and step % every == 0):
+            if last or self._falls_on(step, every):
                 names.append(name)
         return names
+
+    def _falls_on(self, step: int, every: int | None) -> bool:
+        """Multiples of `every`, but not one so near the end that what is done there is done twice."""
+        return bool(every) and step % every == 0 and not 0 < self.total - step < every / 2
 
     def log(self, step: int, window: list[dict[str, jax.Array]]) -> None:
         """Writes the last step's metrics and the speed since the last time."""

@@ -16,9 +16,6 @@ from vlm_jax.experiment import Experiment
 from vlm_jax.run import Run
 from vlm_jax.stop import Stop, on_signals
 
-AHEAD = 2  # steps that may wait on the device: enough to keep it busy, few enough to hold few batches
-
-
 def train(experiment: Experiment, config: Mapping, workdir: Path, allow_change: bool = False) -> int:
     """Trains to the end, or goes on from where the workdir stands; returns the exit code."""
     run = Run.open(experiment, config, workdir, allow_change=allow_change)
@@ -42,7 +39,7 @@ def _loop(run: Run, stop: Stop) -> int:
         state, metrics = run.update(state, run.next_batch())
         step += 1
         in_flight.append(metrics["loss"])
-        if len(in_flight) > AHEAD:
+        if len(in_flight) > run.ahead:
             in_flight.popleft().block_until_ready()
         window.append(metrics)
         if step == first + 1:

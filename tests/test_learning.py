@@ -1,0 +1,69 @@
+"""Recipes learn what they say. The bounded tier runs the first steps; `-m full` runs the recipes to their end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def last_metrics(tmp_path: Path, *arguments: str) -> dict[str, float]:
+    """The last value of every metric of a run on one device."""
+    command = [sys.executable, "-m", "vlm_jax.main", f"--workdir={tmp_path}/run", *arguments]
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        found.update(json.loads(line))
+    return found
+
+
+def test_the_first_steps_of_siglip_tiny_learn_colours(tmp_path):
+    steps = ["--config.total_examples=16000", "--config.data.source.size=8000", "--config.evaluate_percent=None"]
+    few = ["--config.evals.zero_shot_seen.source.size=480", "--config.evals.retrieval.source.size=64"]
+    found = last_metrics(tmp_path, "--config=siglip_tiny", *steps, *few)
+    assert found["eval/zero_shot_seen/top1"] > 5 / 48  # chance is 1 in 48, colours alone give 1 in 6
+    assert found["train/loss"] < 6.0  # 11 at the start
+    assert found["train/skipped"] == 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 1])
+def test_siglip_tiny(tmp_path, seed):
+    found = last_metrics(tmp_path, "--config=siglip_tiny", f"--config.seed={seed}")
+    assert found["eval/zero_shot_seen/top1"] >= 0.97
+    assert found["eval/zero_shot_held_out/top1"] >= 0.80
+
+
+@pytest.mark.full
+def test_clip_tiny(tmp_path):
+    found = last_metrics(tmp_path, "--config=clip_tiny")
+    assert found["eval/zero_shot_seen/top1"] >= 0.90
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("variant", "top1"), [("", 0.50), (":long", 0.62)])
+def test_siglip_cifar10(tmp_path, shared_data, variant, top1):
+    data = [f"--config.data.source.path={shared_data}/cifar10/train-*.parquet"]
+    data += [f"--config.evals.zero_shot.source.path={shared_data}/cifar10/test-*.parquet"]
+    found = last_metrics(tmp_path, f"--config=siglip_cifar10{variant}", *data)
+    assert found["eval/zero_shot/examples"] == 10_000
+    assert found["eval/zero_shot/top1"] >= top1
+
+
+def test_cifar10_reads_and_steps(tmp_path, shared_data):
+    """The same on real images, for a few steps: loading, captions from class names, evaluation."""
+    data = [f"--config.data.source.path={shared_data}/cifar10/train-*.parquet", "--config.total_epochs=None"]
+    data += [
+        f"--config.evals.zero_shot.source.path={shared_data}/cifar10/test-*.parquet",
+        "--config.total_examples=6400",
+    ]
+    few = ["--config.evals.zero_shot.source.limit=500", "--config.optimizer.schedule.warmup_steps=10"]
+    found = last_metrics(tmp_path, "--config=siglip_cifar10", *data, *few)
+    assert found["eval/zero_shot/examples"] == 500
+    assert found["eval/zero_shot/top1"] > 0.13  # chance is 0.1

@@ -1,0 +1,271 @@
+"""Runs from the command line to the end: what is written, what is resumed, what survives being killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers import small_flags
+from vlm_jax import tree
+from vlm_jax.checkpoint import latest_step, load_params, read_meta
+from vlm_jax.main import main
+
+STEPS = 12
+ROOT = Path(__file__).parents[1]
+
+
+def flags(workdir: Path, *more: str, recipe: str = "siglip_tiny", **changes: str) -> list[str]:
+    changes = {"checkpoint_steps": "3", "checkpoint_percent": "None", "log_steps": "1", **changes}
+    return [f"--config={recipe}", f"--workdir={workdir}", *small_flags(**changes), *more]
+
+
+def fingerprints(workdir: Path) -> dict[str, str]:
+    """Of every array of the last checkpoint: parameters, optimizer, average."""
+    return meta(workdir)["fingerprints"]
+
+
+def meta(workdir: Path) -> dict:
+    return read_meta(workdir / "checkpoints" / str(latest_step(workdir)))
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    timed = {"examples_per_s", "step_ms", "data_wait_percent", "eta_s", "tflops"}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k.split("/")[-1] not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run from start to end, uninterrupted, on one device as the killed ones are."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert start(flags(workdir)).wait() == 0
+    return workdir
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "vlm_jax.main", *arguments]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finished(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and output of a run on one device."""
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "vlm_jax.main", *arguments]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def wait_for_lines(workdir: Path, count: int, process: subprocess.Popen) -> None:
+    """Until so many metrics are written."""
+    path = workdir / "metrics.jsonl"
+    while not (path.is_file() and path.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_a_run_leaves_what_the_readme_says(whole):
+    assert latest_step(whole) == STEPS
+    names = {name for line in metrics(whole) for name in line}
+    wanted = ["loss", "learning_rate", "grad_norm", "param_norm", "update_norm", "logit_scale", "logit_bias"]
+    assert {f"train/{name}" for name in wanted} <= names
+    assert {"eval/zero_shot_seen/top1", "eval/zero_shot_held_out/top1", "eval/retrieval/image_to_text_r1"} <= names
+    assert [line["step"] for line in metrics(whole) if "train/loss" in line] == list(range(1, STEPS + 1))
+    page = (whole / "report.html").read_text()
+    assert "retrieval" in page and "task.model.image.width" in page
+    assert list((whole / "events").iterdir()) and list((whole / "assets").glob("*.model"))
+
+
+def test_meta_holds_config_data_state_and_preprocessing(whole):
+    last = meta(whole)
+    assert last["step"] == STEPS and last["stage"] == 0
+    assert last["config"]["batch_size"] == 16 and last["config"]["_target"] == "experiment.Experiment"
+    assert last["data"]["next_index"] == 16 * STEPS
+    assert last["data"]["sources"][0]["length"] == 200
+    assert last["preprocessing"]["image"]["size"] == 32
+
+
+def check_same(workdir: Path, whole: Path) -> None:
+    assert fingerprints(workdir) == fingerprints(whole)
+    assert metrics(workdir) == metrics(whole)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.full) for s in range(1, 10))])
+def test_killed_at_a_random_step_and_started_again_is_the_same_run(tmp_path, whole, seed):
+    rng = random.Random(seed)
+    process = start(flags(tmp_path))
+    wait_for_lines(tmp_path, rng.randint(1, STEPS + 2), process)
+    time.sleep(rng.random() * 0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = start(flags(tmp_path))
+    assert again.wait() == 0, again.stderr.read()
+    check_same(tmp_path, whole)
+
+
+def test_an_interrupt_saves_and_the_same_command_goes_on(tmp_path, whole):
+    process = start(flags(tmp_path, checkpoint_steps="100"))
+    wait_for_lines(tmp_path, 4, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 128 + signal.SIGINT
+    stopped = latest_step(tmp_path)
+    assert stopped and 3 <= stopped < STEPS  # the fourth line is the first evaluation's, at step 3
+    again = start(flags(tmp_path, checkpoint_steps="100"))
+    assert again.wait() == 0, again.stderr.read()
+    check_same(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (file,) = [max((tmp_path / "run/checkpoints/12/params").rglob("d/*"), key=lambda p: p.stat().st_size)]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    again = start(flags(tmp_path / "run"))
+    assert again.wait() == 0, again.stderr.read()
+    check_same(tmp_path / "run", whole)
+
+
+def test_a_run_that_is_done_stays_as_it_is(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("report.html")}
+    again = start(flags(tmp_path / "run"))
+    assert again.wait() == 0
+    check_same(tmp_path / "run", whole)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_changed_config_is_shown_and_needs_the_flag(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    longer = {"total_examples": str(16 * (STEPS + 1))}
+    assert main(flags(tmp_path / "run", **longer)) == 2
+    assert "total_examples: 192 -> 208" in capsys.readouterr().err
+    assert main(flags(tmp_path / "run", "--allow_config_change", **longer)) == 0
+    assert "config change: total_examples: 192 -> 208" in capsys.readouterr().out
+    assert latest_step(tmp_path / "run") == STEPS + 1
+
+
+def test_a_workdir_is_a_config(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    assert main([f"--config={tmp_path}/run", "--evaluate_only"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed from step 12" in out and "zero_shot_seen: top1" in out
+
+
+def test_evaluating_nothing_is_an_error(tmp_path, capsys):
+    assert main(flags(tmp_path / "run", "--evaluate_only")) == 2
+    assert "has no checkpoint to evaluate" in capsys.readouterr().err
+
+
+def test_a_dry_run_does_everything_once_and_keeps_nothing(tmp_path, capsys):
+    assert main(flags(tmp_path / "run", "--dry_run")) == 0
+    assert "dry run: step, evaluators, save and restore all worked" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("checkpoints")) and not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_other_devices_restore_the_same_bits(whole, tmp_path, capsys):
+    """The run above was made on one device; here are eight, sharded two ways."""
+    shutil.copytree(whole, tmp_path / "run")
+    sharded = {"mesh__data": "2", "mesh__fsdp": "4", "mesh__min_size": "1"}
+    longer = {"total_examples": str(16 * (STEPS + 1)), "checkpoint_steps": "1"}
+    assert main(flags(tmp_path / "run", "--allow_config_change", **sharded, **longer)) == 0
+    assert read_meta(tmp_path / "run" / "checkpoints" / "12")["fingerprints"] == fingerprints(whole)
+    assert "resumed from step 12" in capsys.readouterr().out
+
+
+def test_parameters_start_another_run_and_positions_are_resampled(whole, tmp_path, capsys):
+    size = {"image__size": "48", "task__model__image__image_size": "48", "total_examples": "16"}
+    small = {f"evals__{e}__source__image_size": "48" for e in ("zero_shot_seen", "zero_shot_held_out", "retrieval")}
+    changes = {**size, **small, "data__source__image_size": "48", "optimizer__schedule__warmup_steps": "0"}
+    assert main(flags(tmp_path / "run", init_from=str(whole), optimizer__learning_rate="1e-12", **changes)) == 0
+    old, new = (tree.flatten(load_params(folder)[0]) for folder in (whole, tmp_path / "run"))
+    assert new["image/embed/posemb"].shape == (36, 16) and old["image/embed/posemb"].shape == (16, 16)
+    np.testing.assert_allclose(new["text/head/kernel"], old["text/head/kernel"], atol=1e-6)
+    capsys.readouterr()
+    assert main(flags(tmp_path / "other", init_from=str(whole), task__model__text__out_dim="4",
+                      task__model__image__out_dim="4")) == 2  # fmt: skip
+    assert "text/head/kernel: (16, 8) where (16, 4) is wanted" in capsys.readouterr().err
+
+
+def test_overfitting_one_batch_lowers_its_loss(tmp_path):
+    longer = {"total_examples": str(16 * 40), "optimizer__learning_rate": "1e-2"}
+    assert finished(flags(tmp_path, overfit_batches="1", **longer))[0] == 0
+    losses = [line["train/loss"] for line in metrics(tmp_path) if "train/loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_profile_is_written(tmp_path):
+    profile = {"profile__start": "2", "profile__steps": "2"}
+    assert finished(flags(tmp_path, profile="experiment.Profile", **profile))[0] == 0
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def parquet(path: Path, broken: tuple[int, ...] = ()) -> None:
+    """64 images of two classes; the ones named are no images."""
+    import io
+
+    from PIL import Image
+
+    rng, rows = np.random.default_rng(0), []
+    for i in range(64):
+        data = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(data, "PNG")
+        rows.append(b"<html>" if i in broken else data.getvalue())
+    pq.write_table(pa.table({"image": rows, "class_name": ["cat", "dog"] * 32}), path)
+
+
+def test_unreadable_images_are_counted_skipped_and_resumed_exactly(tmp_path):
+    parquet(tmp_path / "train.parquet", broken=(3, 40))
+    parquet(tmp_path / "test.parquet")
+    data = {
+        "data__source__path": f"{tmp_path}/train.parquet",
+        "evals__zero_shot__source__path": f"{tmp_path}/test.parquet",
+    }
+    small = [f for f in small_flags() if "shapes" not in f and "evals" not in f and "source.size" not in f]
+
+    def arguments(name, *more):
+        head = ["--config=siglip_cifar10", f"--workdir={tmp_path}/{name}", "--config.total_epochs=None", *small]
+        return [
+            *head,
+            *(f"--config.{k.replace('__', '.')}={v}" for k, v in data.items()),
+            "--config.log_steps=1",
+            *more,
+        ]
+
+    code, out = finished(arguments("whole"))
+    assert code == 0 and "warning: 6 unreadable records" in out  # two of them, in each of three epochs
+    lines = [line for line in metrics(tmp_path / "whole") if "train/unreadable" in line]
+    assert lines[-1]["train/unreadable"] == 6
+    assert "unreadable records were replaced" in (tmp_path / "whole" / "report.html").read_text()
+    assert finished(arguments("parts", "--config.checkpoint_steps=5", "--config.checkpoint_percent=None"))[0] == 0
+    for step in (10, 12):  # what a kill after step 5 leaves
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / str(step))
+    assert finished(arguments("parts", "--config.checkpoint_steps=5", "--config.checkpoint_percent=None"))[0] == 0
+    assert fingerprints(tmp_path / "parts") == fingerprints(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_other_data_than_the_run_began_with_is_refused(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["source"]["seed"] = 5  # as if the files had changed under the same names
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert main(flags(tmp_path / "run", data__source__seed="5")) == 2
+    assert "the data is not what this run began with" in capsys.readouterr().err
+
+
+def test_jax_is_given_back_as_it_was():
+    """The runs above must not leave a compilation cache behind for other tests."""
+    assert jax.config.jax_compilation_cache_dir in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR"))
