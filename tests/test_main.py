@@ -1,4 +1,4 @@
-"""The command line: a mistake is one line and exit code 2, said before a device is touched, with nothing left behind."""
+"""The command line: a mistake is one line and exit code 2, told before a device is touched; nothing is left behind."""
 
 import os
 import pathlib

@@ -16,6 +16,7 @@ from vlm_jax.experiment import Experiment
 from vlm_jax.run import Run
 from vlm_jax.stop import Stop, on_signals
 
+
 def train(experiment: Experiment, config: Mapping, workdir: Path, allow_change: bool = False) -> int:
     """Trains to the end, or goes on from where the workdir stands; returns the exit code."""
     run = Run.open(experiment, config, workdir, allow_change=allow_change)
