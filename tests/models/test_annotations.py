@@ -47,31 +47,35 @@ def holds(value, hint):
     return isinstance(value, typing.get_origin(hint) or object)
 
 
-def check(function, *args, **kwargs):
-    """Calls the function and holds what goes in and out against its annotations."""
+def check(function, args, kwargs=None, run=None):
+    """Runs the function (or its jitted self, `run`) and holds what goes in and out against its annotations."""
     hints = typing.get_type_hints(function)
-    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    bound = inspect.signature(function).bind(*args, **kwargs or {}).arguments
     with jaxtyped("context"):
         for name, value in bound.items():
             assert not hasattr(value, "shape") or holds(jnp.asarray(value), hints[name]), name
-        assert holds(function(*args, **kwargs), hints["return"]), "result"
+        assert holds((run or function)(*args, **kwargs or {}), hints["return"]), "result"
 
 
 @pytest.mark.parametrize(("function", "args", "kwargs"), CALLS, ids=[call[0].__name__ for call in CALLS])
 def test_function(function, args, kwargs):
-    check(function, *args, **kwargs)
+    check(function, args, kwargs)
 
 
 def test_model(parameters):
-    variables = jax.tree.map(jnp.asarray, parameters(MODEL))
-    check(MODEL.encode_image, variables, IMAGE)
-    check(MODEL.encode_text, variables, TEXT)
-    check(MODEL.image.apply, variables["params"]["image"], jnp.zeros(IMAGE.shape))
-    check(MODEL.text.apply, variables["params"]["text"], TEXT)
-    check(MODEL.scale, variables)
-    check(MODEL.bias, variables)
+    variables = parameters(MODEL)
+    params = variables["params"]
+    for method, args in (
+        (MODEL.encode_image, (variables, IMAGE)),
+        (MODEL.encode_text, (variables, TEXT)),
+        (MODEL.image.apply, (params["image"], jnp.zeros(IMAGE.shape))),
+        (MODEL.text.apply, (params["text"], TEXT)),
+        (MODEL.scale, (variables,)),
+        (MODEL.bias, (variables,)),
+    ):
+        check(method, args, run=jax.jit(method))
 
 
 def test_the_check_can_fail():
     with pytest.raises((AssertionError, TypeCheckError)):
-        check(pool.take, TOKENS, jnp.array([1, 2, 0]))
+        check(pool.take, (TOKENS, jnp.array([1, 2, 0])))

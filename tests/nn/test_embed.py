@@ -8,6 +8,8 @@ from vlm_jax.nn.embed import ConvStem, ImageEmbed, PatchProjection, TextEmbed
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
 
+from .random_parameters import random_parameters
+
 INIT = initializers("jax", width=8, depth=2)
 IMAGE = jax.random.normal(jax.random.key(7), (2, 8, 12, 3))
 
@@ -28,7 +30,7 @@ def image_embed(**options):
 
 def test_patch_projection_is_the_convolution_of_its_kernel():
     patch = Functional(PatchProjection, 4, 3, 8, bias=True, dtype="float32")
-    params = jax.jit(patch.init)(jax.random.key(0)) | {"bias": jnp.arange(8.0)}
+    params = random_parameters(patch) | {"bias": jnp.arange(8.0)}
     dimensions = ("NHWC", "HWIO", "NHWC")
     conv = jax.lax.conv_general_dilated(IMAGE, params["kernel"], (4, 4), "VALID", dimension_numbers=dimensions)
     np.testing.assert_allclose(patch(params, IMAGE), conv + params["bias"], atol=1e-5)
@@ -51,14 +53,14 @@ def test_tokens_of_any_image_that_patches_divide(stem, cls):
 
 def test_positions_are_added_to_their_patches():
     embed = image_embed(grid=3)
-    params = jax.jit(embed.init)(jax.random.key(0))
+    params = random_parameters(embed)
     zero = embed(jax.tree.map(jnp.zeros_like, params) | {"posemb": params["posemb"]}, jnp.ones((1, 12, 12, 3)))
     np.testing.assert_array_equal(zero[0], params["posemb"])
 
 
 def test_sincos_has_no_parameters_and_leaves_cls_alone():
     embed = image_embed(posemb="sincos2d", cls_token=True)
-    params = jax.jit(embed.init)(jax.random.key(0))
+    params = random_parameters(embed)
     assert set(params) == {"patch", "cls"}
     out = embed(jax.tree.map(jnp.zeros_like, params) | {"cls": jnp.arange(8.0)}, IMAGE)
     np.testing.assert_array_equal(out[0, 0], jnp.arange(8.0))
@@ -68,13 +70,13 @@ def test_sincos_has_no_parameters_and_leaves_cls_alone():
 def test_an_image_that_patches_do_not_divide():
     embed = image_embed()
     with pytest.raises(UserError, match="8 x 10 is not divisible by patch_size=4"):
-        embed(jax.jit(embed.init)(jax.random.key(0)), IMAGE[:, :, :10])
+        embed(random_parameters(embed), IMAGE[:, :, :10])
 
 
 @pytest.fixture
 def text():
     embed = Functional(TextEmbed, 10, 4, 8, dtype="bfloat16", init=INIT)
-    return embed, jax.jit(embed.init)(jax.random.key(0))
+    return embed, random_parameters(embed)
 
 
 def test_tokens_and_positions(text):

@@ -6,6 +6,8 @@ from vlm_jax.nn import pool
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
 
+from .random_parameters import random_parameters
+
 EOS, PAD = 9, 0
 
 
@@ -50,7 +52,7 @@ def map_head():
 
 def test_map_head_ignores_the_order_of_tokens():
     head = map_head()
-    params = jax.jit(head.init)(jax.random.key(0))
+    params = random_parameters(head)
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
     head = jax.jit(head)
     out = head(params, x)
@@ -60,7 +62,8 @@ def test_map_head_ignores_the_order_of_tokens():
 
 def test_map_head_does_not_see_what_is_masked():
     head = map_head()
-    params = jax.jit(head.init)(jax.random.key(0))
+    params = random_parameters(head)
     x = jax.random.normal(jax.random.key(1), (1, 5, 8))
     mask = jnp.array([[True, True, True, False, False]])
+    head = jax.jit(head)
     np.testing.assert_allclose(head(params, x, mask), head(params, x[:, :3]), atol=1e-6)
