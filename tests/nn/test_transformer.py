@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -148,16 +149,7 @@ def test_bf16_compute_keeps_f32_parameters_and_matmuls_in_bf16():
     model = dataclasses.replace(PLAIN, dtype="bfloat16")
     params = random_parameters(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    x = X.astype(jnp.bfloat16)
-    jaxpr = jax.make_jaxpr(lambda params: model.apply(params, x)[0])(params)
-    assert jaxpr.out_avals[0].dtype == jnp.bfloat16
-    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
-    assert len(products) == 2 * 6
-    assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
-
-
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+    lowered = jax.jit(lambda params, x: model.apply(params, x)[0]).lower(params, X.astype(jnp.bfloat16))
+    assert lowered.out_info.dtype == jnp.bfloat16
+    products = re.findall(r"stablehlo\.dot_general .* : \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\)", lowered.as_text())
+    assert products == [("bf16", "bf16")] * 2 * 6
