@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vlm_jax import tree
+from vlm_jax.errors import UserError
 from vlm_jax.nn.transformer import REMAT, Transformer
 
 from .random_parameters import random_parameters
@@ -110,6 +111,13 @@ def test_taps_are_the_outputs_of_blocks(scan):
     layers = {"00": jax.tree.map(lambda leaf: leaf[0], params)} if scan else {"00": params["00"]}
     np.testing.assert_allclose(taps["blocks/00"], apply(first, layers, X)[0], atol=1e-5)
     assert apply(model, params, X)[1] == {}
+
+
+@pytest.mark.parametrize(("scan", "error"), [(False, UserError), (True, ValueError)])
+def test_another_number_of_layers_is_refused(scan, error):
+    model = dataclasses.replace(PLAIN, scan=scan)
+    with pytest.raises(error):
+        apply(model, random_parameters(dataclasses.replace(model, depth=3)), X)
 
 
 def test_more_than_a_hundred_layers_keep_their_order():

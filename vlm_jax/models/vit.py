@@ -28,7 +28,7 @@ class ViT(Tower):
       stem_channels: widths of stride-2 convolutions before the patch embedding; () for plain patches.
       posemb: "learn" or "sincos2d".
       pool: "cls" (a token of its own), "gap" (mean over patches) or "map" (attention with a learned probe).
-      pre_norm: LayerNorm before the first block, as CLIP has it.
+      pre_norm: a LayerNorm, `ln_pre`, before the first block, as CLIP has it.
       patch_dropout: fraction of patches left out of each image in training (FLIP, Li et al. 2023).
     """
 

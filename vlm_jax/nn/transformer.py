@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vlm_jax import tree
+from vlm_jax.errors import UserError
 from vlm_jax.nn.attention import SelfAttention
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers, initializers
@@ -100,22 +101,29 @@ class Transformer:
     ) -> tuple[Float[Array, "batch time dim"], dict[str, Float[Array, "batch time dim"]]]:
         """The last block's output, and those of the blocks named in `taps`.
 
-        `mask` is true where a query (axis 1) may see a key (axis 2). Scanned layers that are
-        tapped keep the output of every block, of which the named ones are picked.
+        `mask` is true where a query (axis 1) may see a key (axis 2). Scanned layers that are tapped keep the output of
+        every block, of which the named ones are picked.
+
+        Raises:
+          UserError: `params` are those of another number of unrolled blocks.
+          ValueError: the same, where they are scanned.
         """
         block = jax.checkpoint(self._block, prevent_cse=not self.scan) if self.remat == "block" else self._block
         outputs = {}
         if self.scan:
+            tapped = [i for i, name in enumerate(self.tap_names) if name in taps]
 
             def layer(x, params):
                 x = block(params, x, mask)
-                return x, x if taps else None
+                return x, x if tapped else None
 
-            x, every = jax.lax.scan(layer, x, params)
-            outputs = {name: every[i] for i, name in enumerate(self.tap_names) if name in taps}
+            x, every = jax.lax.scan(layer, x, params, length=self.depth)
+            outputs = {self.tap_names[i]: every[i] for i in tapped}
         else:
-            for name, layer_params in zip(self.tap_names, (params[n] for n in sorted(params))):
-                x = block(layer_params, x, mask)
+            if len(params) != self.depth:
+                raise UserError(f"the parameters are those of {len(params)} blocks, and the model has {self.depth}.")
+            for name in self.tap_names:
+                x = block(params[name.removeprefix("blocks/")], x, mask)
                 if name in taps:
                     outputs[name] = x
         return x, outputs
