@@ -7,20 +7,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .ring import Ring, choose_group
+
 
 class Pairs(NamedTuple):
-    """One device's block of a batch of pairs, checked; masked rows are zero, so that garbage in them goes nowhere."""
+    """One device's block of a batch of pairs. Masked rows are zero, so that garbage in them goes nowhere."""
 
     image: jax.Array  # [b, d]
     text: jax.Array  # [b, d]
     ids: jax.Array | None  # [b]
     mask: jax.Array | None  # [b]
-    axes: tuple[str, ...]  # mesh axes that the batch is split over; () where the block is the whole batch
-    devices: int  # how many blocks make the batch
 
 
-def check_pairs(image, text, ids, mask, axis_name, group_size) -> Pairs:
-    """Checks the arguments that the contrastive losses share.
+def check_pairs(image, text, ids, mask, axis_name, group_size, **scalars) -> tuple[Pairs, list[jax.Array], Ring]:
+    """Checks the arguments that the contrastive losses share, and makes all of them vary over the same axes.
 
     Raises:
       ValueError: saying what was given and what is allowed.
@@ -33,6 +33,7 @@ def check_pairs(image, text, ids, mask, axis_name, group_size) -> Pairs:
             raise ValueError(f"{name} must hold floating-point features; got {x.dtype}.")
     dtype = jnp.promote_types(image.dtype, text.dtype)
     image, text = image.astype(dtype), text.astype(dtype)
+    scalars = [_scalar(name, x).astype(wide(dtype)) for name, x in scalars.items()]
     batch = image.shape[0]
     if ids is not None:
         ids = jnp.asarray(ids)
@@ -44,20 +45,22 @@ def check_pairs(image, text, ids, mask, axis_name, group_size) -> Pairs:
             raise ValueError(f"mask must be bool of shape {(batch,)}; got {mask.dtype} of shape {mask.shape}.")
         image, text = (jnp.where(mask[:, None], x, 0) for x in (image, text))
     axes = check_axes(axis_name, image=image, text=text)
-    image, text, ids, mask = (None if x is None else vary(x, axes) for x in (image, text, ids, mask))
     devices = jax.lax.axis_size(axes) if axes else 1
-    if group_size is not None and (group_size < 1 or devices % group_size):
+    if group_size is None:
+        group_size = choose_group(devices, batch)
+    if group_size < 1 or devices % group_size:
         over = f"axis {axis_name!r} of {devices} devices" if axes else "a batch that is not split (axis_name=None)"
         raise ValueError(f"group_size must divide the number of devices; got {group_size} for {over}.")
-    return Pairs(image, text, ids, mask, axes, devices)
+    given = Pairs(image, text, ids, mask), scalars
+    everywhere = frozenset(axes).union(*(varying(x) for x in jax.tree.leaves(given)))
+    return *jax.tree.map(lambda x: vary(x, everywhere), given), Ring(axes, devices, group_size)
 
 
-def check_scalar(name: str, x) -> jax.Array:
-    """Returns `x` as an array, or raises a ValueError if it is not one number."""
-    x = jnp.asarray(x)
-    if x.shape or not jnp.issubdtype(x.dtype, jnp.number):
-        raise ValueError(f"{name} must be a scalar; got {x.dtype} of shape {x.shape}.")
-    return x
+def count_pairs(pairs: Pairs, ring: Ring) -> jax.Array:
+    """How many pairs of the whole batch count, f32; at least 1, so that an empty batch has loss 0."""
+    if pairs.mask is None:
+        return jnp.float32(pairs.image.shape[0] * ring.devices)
+    return jnp.maximum(ring.total(pairs.mask.sum(dtype=jnp.float32)), 1)
 
 
 def check_axes(axis_name, **blocks: jax.Array) -> tuple[str, ...]:
@@ -79,12 +82,24 @@ def check_axes(axis_name, **blocks: jax.Array) -> tuple[str, ...]:
     return axes
 
 
+def wide(dtype) -> jnp.dtype:
+    """The type of sums over features of `dtype`: f32, or f64 for f64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def varying(x: jax.Array) -> frozenset[str]:
     """Names of the mesh axes along which `x` may differ between devices."""
     return jax.typeof(x).manual_axis_type.varying
 
 
-def vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def vary(x: jax.Array, axes) -> jax.Array:
     """`x` as a value that may differ along `axes`; its gradient is summed over those where it did not."""
     missing = tuple(axis for axis in axes if axis not in varying(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _scalar(name: str, x) -> jax.Array:
+    x = jnp.asarray(x)
+    if x.shape or not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise ValueError(f"{name} must be a scalar; got {x.dtype} of shape {x.shape}.")
+    return x

@@ -1,14 +1,17 @@
-"""The pairwise sigmoid loss of SigLIP, on one device or over the axes of a mesh."""
+"""The pairwise sigmoid loss of SigLIP, in memory that does not grow with the global batch."""
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from .blocks import all_rows, count_pairs, positives, similarities
-from .inputs import check_pairs, check_scalar
+from .inputs import Pairs, check_pairs, count_pairs
+from .labels import positives, product, rows_and_columns, travelling_texts, where_counts, zeros
+from .ring import Ring
+from .tiles import SUM, over_tiles
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -31,7 +34,9 @@ def sigmoid_loss(
     L = 1/B sum_ij softplus(-z_ij (scale x_i.y_j + bias)), z = +1 for positives and -1 for the rest
     (Zhai et al. 2023, arXiv:2303.15343, equation 1 and algorithm 1; they start at scale 10, bias -10).
 
-    Dense form: a device holds its [b, B] logits. The reduction is in f32, whatever the features are.
+    A device holds one tile of logits and the texts of its group, forward and backward, whatever the global batch:
+    texts go round the devices with the f32 sum of their gradients beside them, and gradients are made in the same
+    pass as the loss. The reduction is in f32, whatever the features are.
 
     Args:
       image: unit-norm features of the images, bf16 or f32.
@@ -43,17 +48,70 @@ def sigmoid_loss(
       axis_name: inside `jax.shard_map`, the mesh axis, or axes, that the batch is split over; arguments are then
         the local block, and the result is the same on all devices. Both `grad(shard_map(loss))` and
         `shard_map(grad(loss))` give the gradient of the global mean.
-      group_size: consecutive devices, in flattened axis order, that gather each other's texts. Checked; the dense
-        form always gathers over the whole axis.
+      group_size: consecutive devices, in flattened axis order, that gather each other's texts; the ring goes from
+        group to group. More is faster where the local batch is small, and takes more memory. None: as few as make
+        2048 texts.
 
     Raises:
       ValueError: at trace time, for shapes, dtypes, an axis or a group size that cannot be, or `check_vma=False`.
     """
-    pairs = check_pairs(image, text, ids, mask, axis_name, group_size)
-    scale, bias = check_scalar("scale", scale), check_scalar("bias", bias)
-    logits = scale * similarities(pairs.image, all_rows(pairs.text, pairs)) + bias
-    losses = jax.nn.softplus(jnp.where(positives(pairs), -logits, logits))
-    if pairs.mask is not None:
-        losses = jnp.where(pairs.mask[:, None] & all_rows(pairs.mask, pairs)[None, :], losses, 0)
-    total = losses.sum()
-    return (jax.lax.psum(total, pairs.axes) if pairs.axes else total) / count_pairs(pairs)
+    pairs, (scale, bias), ring = check_pairs(image, text, ids, mask, axis_name, group_size, scale=scale, bias=bias)
+    return ring.total(_local_sum(ring, pairs, scale, bias)) / count_pairs(pairs, ring)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _local_sum(ring: Ring, pairs: Pairs, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Sum of the losses of this device's images with all texts."""
+    return _one_pass(ring, pairs, scale, bias, gradients=False)["loss"].sum()
+
+
+def _local_sum_forward(ring, pairs, scale, bias):
+    sums = _one_pass(ring, pairs, scale, bias, gradients=True)
+    d_scale = jnp.sum(pairs.image * sums["image"])
+    d_image, d_text = (scale * sums[name] for name in ("image", "text"))
+    dtype = pairs.image.dtype
+    return sums["loss"].sum(), (d_image.astype(dtype), d_text.astype(dtype), d_scale, sums["bias"].sum())
+
+
+def _local_sum_backward(ring, gradients, cotangent):
+    # The sum of `_local_sum` over the devices is all that is ever used, so that the cotangent of the devices whose
+    # images met this device's texts is this device's own.
+    d_image, d_text, d_scale, d_bias = ((cotangent * x).astype(x.dtype) for x in gradients)
+    return Pairs(d_image, d_text, None, None), d_scale, d_bias
+
+
+_local_sum.defvjp(_local_sum_forward, _local_sum_backward)
+
+
+def _one_pass(ring: Ring, pairs: Pairs, scale, bias, *, gradients: bool) -> dict[str, jax.Array]:
+    """Sums over all pairs of this device's rows: of losses and, unscaled, of gradients.
+
+    The gradient by a logit is G = -z sigmoid(-z logit), that by the features scale G y and scale G^T x, and that
+    by scale, sum_ij G_ij x_i.y_j, is what the images and their sums G y already hold.
+    """
+
+    def tile(rows, columns):
+        logits = scale * product("id,jd->ij", rows["x"], columns["x"]) + bias
+        positive = positives(rows, columns)
+        against = jnp.where(positive, -logits, logits)  # -z logit
+        small = jnp.exp(-jnp.abs(against))
+        losses = where_counts(jnp.maximum(against, 0) + jnp.log1p(small), rows, columns)
+        if not gradients:
+            return {"loss": losses.sum(axis=1)}, {}
+        g = jnp.where(against >= 0, 1, small) / (1 + small)
+        g = where_counts(jnp.where(positive, -g, g), rows, columns)
+        to_images, to_texts = product("ij,jd->id", g, columns["x"]), product("ij,id->jd", g, rows["x"])
+        return {"loss": losses.sum(axis=1), "bias": g.sum(axis=1), "image": to_images}, {"text": to_texts}
+
+    def visit(origin, travels, row_sums, column_sums):
+        rows, columns = rows_and_columns(pairs, ring, origin, travels)
+        return over_tiles(tile, SUM, rows, columns, row_sums, column_sums)
+
+    travels = travelling_texts(pairs, ring)
+    batch, dim = pairs.image.shape
+    row_sums, column_sums = {"loss": zeros(pairs.image, batch)}, {}
+    if gradients:
+        row_sums |= {"bias": zeros(pairs.image, batch), "image": zeros(pairs.image, batch, dim)}
+        column_sums = {"text": zeros(pairs.image, *travels["x"].shape)}
+    row_sums, column_sums = ring.go_round(visit, travels, row_sums, column_sums)
+    return row_sums | {name: ring.scatter_sum(x) for name, x in column_sums.items()}

@@ -1,0 +1,55 @@
+"""Rows and columns of the matrix of all pairs: features, and what tells which pairs are positives and which count."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from .inputs import Pairs, vary, varying, wide
+from .ring import Ring
+from .tiles import is_padded
+
+
+def travelling_texts(pairs: Pairs, ring: Ring) -> dict[str, jax.Array]:
+    """The texts of this device's group, and those of their labels that another device cannot know."""
+    labels = {"x": pairs.text, "id": pairs.ids, "counts": pairs.mask}
+    return ring.gather({name: x for name, x in labels.items() if x is not None})
+
+
+def rows_and_columns(pairs: Pairs, ring: Ring, origin, travels: dict[str, jax.Array]):
+    """This device's images and the texts that came from the group `origin`, each as `x`, `id` and `counts`.
+
+    Where no ids are given, the id of a pair is its row in the batch, counted from the first row of `origin`.
+    """
+    batch, width = pairs.image.shape[0], travels["x"].shape[0]
+    row_ids, column_ids = pairs.ids, travels.get("id")
+    if row_ids is None:
+        device = jax.lax.axis_index(ring.axes) if ring.axes else 0
+        row_ids, column_ids = jnp.arange(batch) + device * batch - origin * width, ring.row_numbers(batch)
+    row_counts, column_counts = pairs.mask, travels.get("counts")
+    if row_counts is None and is_padded(batch, width):
+        row_counts, column_counts = jnp.ones(batch, bool), jnp.ones(width, bool)
+    rows = {"x": pairs.image, "id": row_ids, "counts": row_counts}
+    return rows, {"x": travels["x"], "id": column_ids, "counts": column_counts}
+
+
+def positives(rows, columns) -> jax.Array:
+    """Which pairs of a tile are positives."""
+    return rows["id"][:, None] == columns["id"][None, :]
+
+
+def where_counts(x: jax.Array, rows, columns, other=0) -> jax.Array:
+    """`x` at the pairs of a tile that count, `other` at the rest."""
+    if rows["counts"] is None:
+        return x
+    return jnp.where(rows["counts"][:, None] & columns["counts"][None, :], x, other)
+
+
+def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A matrix product of features in their own type, summed in the wide one."""
+    return jnp.einsum(subscripts, x.astype(y.dtype), y, preferred_element_type=wide(y.dtype))
+
+
+def zeros(like: jax.Array, *shape: int) -> jax.Array:
+    """Accumulators for sums over the features `like`, varying over the same axes."""
+    return vary(jnp.zeros(shape, wide(like.dtype)), varying(like))
