@@ -3,13 +3,19 @@
 import os
 import pathlib
 
+import pytest
+
+# jax reads these at its first use, which comes after this file.
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs with collectives that are in flight together can starve each other of the few threads there are.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+# Programs of tests run for milliseconds and compile for seconds: compile them fast.
+FAST = "--xla_backend_optimization_level=0"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
-
-import pytest
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} {FAST} --xla_force_host_platform_device_count=8".strip()
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from vlm_jax import config as configs
 from vlm_jax.config import bind, build, late
 from vlm_jax.errors import UserError
-from vlm_jax.overrides import apply_bind, override
+from vlm_jax.overrides import apply_bind, override, override_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,26 @@ def test_a_component_is_replaced_by_naming_another():
 def test_bad_overrides(key, text, says):
     with pytest.raises(UserError, match=says):
         override(tree(), key, text)
+
+
+def test_one_unit_takes_the_place_of_another():
+    config = bind("optim.schedules.Cosine", warmup_steps=10)
+    override_all(config, [("warmup_percent", "5")])
+    assert (config.warmup_steps, config.warmup_percent) == (None, 5)
+    override_all(config, [("warmup_percent", "5"), ("warmup_steps", "3")])
+    assert (config.warmup_steps, config.warmup_percent) == (3, 5)  # an error where it is used
+
+
+def test_an_optional_component_opens_itself():
+    config = bind("experiment.Experiment")
+    override(config, "profile.start", "20")
+    assert build(config.profile).start == 20
+
+
+def test_an_entry_of_a_plain_mapping_is_left_out_by_none():
+    config = bind("experiment.Experiment", evals=dict(a=bind(f"{HERE}.Leaf"), b=bind(f"{HERE}.Leaf")))
+    override(config, "evals.a", "None")
+    assert list(config.evals) == ["b"]
 
 
 def test_bind_flag_sets_every_node_of_a_target():

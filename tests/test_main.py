@@ -45,7 +45,15 @@ ERRORS = {
         "image_size=33.*patch_size=8",
     ),
     "sizes that disagree": (["--config=siglip_tiny", "--config.image.size=64"], "the model takes images of 32"),
-    "two units": (["--config=siglip_tiny", "--config.total_steps=5"], "total_steps=5 and total_examples=192000"),
+    "two units": (
+        ["--config=siglip_tiny", "--config.total_steps=5", "--config.total_examples=64"],
+        "total_steps=5 and total_examples=64",
+    ),
+    "a warm-up that does not fit": (
+        ["--config=siglip_tiny", "--config.total_steps=5"],
+        "warm-up of 100 steps does not fit",
+    ),
+    "nothing to evaluate": (["--config=siglip_tiny", "--evaluate_only"], "new has no checkpoint to evaluate"),
     "no tokenizer": (["--config=siglip_b16:full"], "python -m vlm_jax.data.tokenizers train --output"),
     "unreadable tokenizer": (["--config=siglip_tiny", "--config.tokenizer={tmp}/bad.model"], r"bad\.model"),
     "missing tokenizer": (["--config=siglip_tiny", "--config.tokenizer={tmp}/none.model"], r"none\.model"),

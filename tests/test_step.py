@@ -42,7 +42,8 @@ def test_eight_devices_equal_one(tmp_path, recipe):
     # min_size 1 shards even the smallest weights, so that fsdp is really exercised.
     base = small_experiment(tmp_path, recipe)
     value, wanted = gradients(base, jax.devices()[:1])
-    for layout in (Layout(data=8), Layout(data=1, fsdp=8, min_size=1), Layout(data=2, fsdp=4, min_size=1)):
+    layouts = [Layout(data=8), Layout(data=1, fsdp=8, min_size=1), Layout(data=2, fsdp=4, min_size=1)]
+    for layout in layouts if recipe == "siglip_tiny" else layouts[-1:]:
         found, grads = gradients(dataclasses.replace(base, mesh=layout), jax.devices())
         assert found == pytest.approx(value, rel=1e-5)
         for name, gradient in wanted.items():
@@ -115,7 +116,11 @@ def test_a_locked_tower_stays_and_costs_no_optimizer_state(tmp_path):
 def test_scanned_layers_train_as_unrolled_ones(tmp_path):
     losses = {}
     for scan in ("False", "True"):
-        changes = {"task__model__image__scan": scan, "task__model__text__scan": scan}
+        changes = {
+            f"task__model__{tower}__{key}": value
+            for tower in ("image", "text")
+            for key, value in (("scan", scan), ("depth", "2"))
+        }
         _, metrics = one_step(small_experiment(tmp_path, **changes), jax.devices()[:1], batches=4)
         losses[scan] = float(metrics["loss"])
     assert losses["True"] == pytest.approx(losses["False"], rel=1e-4)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import FAST
 from tests.helpers import small_flags
 from vlm_jax import tree
 from vlm_jax.checkpoint import latest_step, load_params, read_meta
@@ -55,14 +56,14 @@ def whole(tmp_path_factory) -> Path:
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "vlm_jax.main", *arguments]
     return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finished(arguments: list[str]) -> tuple[int, str]:
     """Exit code and output of a run on one device."""
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "vlm_jax.main", *arguments]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -164,15 +165,10 @@ def test_a_workdir_is_a_config(whole, tmp_path, capsys):
     assert "resumed from step 12" in out and "zero_shot_seen: top1" in out
 
 
-def test_evaluating_nothing_is_an_error(tmp_path, capsys):
-    assert main(flags(tmp_path / "run", "--evaluate_only")) == 2
-    assert "has no checkpoint to evaluate" in capsys.readouterr().err
-
-
 def test_a_dry_run_does_everything_once_and_keeps_nothing(tmp_path, capsys):
     assert main(flags(tmp_path / "run", "--dry_run")) == 0
     assert "dry run: step, evaluators, save and restore all worked" in capsys.readouterr().out
-    assert not list(tmp_path.rglob("checkpoints")) and not list(tmp_path.rglob("metrics.jsonl"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_devices_restore_the_same_bits(whole, tmp_path, capsys):

@@ -219,7 +219,7 @@ def load(spec: str) -> ConfigDict:
     """
     name, variant = split_spec(spec)
     path = Path(name)
-    if path.is_dir():
+    if is_workdir(name):
         if variant:
             raise UserError(f"{name} is a workdir; its config has no variants, but {variant!r} was asked for.")
         return from_json((path / "config.json").read_text(), str(path / "config.json"))
@@ -230,9 +230,14 @@ def load(spec: str) -> ConfigDict:
     return module.get_config(variant)
 
 
+def is_workdir(name: str) -> bool:
+    """Whether it is the folder of a run; a folder that only has a recipe's name is none."""
+    return (Path(name) / "config.json").is_file()
+
+
 def split_spec(spec: str) -> tuple[str, str]:
     """(`NAME|PATH|WORKDIR`, variant) of a `--config`; a colon that belongs to an existing path is left alone."""
-    if Path(spec).exists():
+    if spec in recipes() or Path(spec).exists():
         return spec, ""
     name, _, variant = spec.partition(":") if spec.count(":") == 1 else spec.rpartition(":")
     return (name, variant) if name else (spec, "")

@@ -36,6 +36,7 @@ class Experiment:
       task: the objective and its model.
       data: what it is trained on.
       image, text: preprocessing, shared by training and evaluation; they reach `data` and `evals` as `late` values.
+        A task without text needs none.
       optimizer: and its schedule.
       evals: evaluators by the name their metrics get, `eval/NAME/METRIC`.
       tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
@@ -57,9 +58,9 @@ class Experiment:
     task: Any
     data: Pipeline
     image: ImageTransform
-    text: Text
     optimizer: Optimizer
     batch_size: int
+    text: Text | None = None
     tokenizer: str | None = "bytes"
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -98,21 +99,26 @@ class Experiment:
         _ = self.clock  # two units of the total, or none, is an error now
         for name in ("log", "checkpoint", "evaluate"):
             self.clock.steps(self, name)
-        model = getattr(self.task, "model", None)
-        size = getattr(getattr(model, "image", None), "image_size", self.image.size)
-        if size != self.image.size:
+        self.optimizer.schedule.make(self.clock)
+        spec = self.task.batch_spec(1)
+        if "image" in spec and spec["image"].shape[1] != self.image.size:
+            size = spec["image"].shape[1]
             raise UserError(
-                f"config.image.size={self.image.size}, but the model takes images of {size}; set both to one value."
+                f"config.image.size={self.image.size}, the model takes images of {size}; set both to one value."
             )
-        length = getattr(getattr(model, "text", None), "length", self.text.length)
+        if "text" not in spec:
+            return
+        if self.text is None:
+            raise UserError("config.text: the task reads text; bind data.text.Text there.")
+        length = spec["text"].shape[1]
         if length != self.text.length:
             raise UserError(
-                f"config.text.length={self.text.length}, the text tower takes {length} tokens; set both to one value."
+                f"config.text.length={self.text.length}, the model takes {length} tokens; set both to one value."
             )
-        table = getattr(getattr(model, "text", None), "vocab_size", self.text.vocab_size)
+        table = getattr(getattr(getattr(self.task, "model", None), "text", None), "vocab_size", self.text.vocab_size)
         if table < self.text.vocab_size:
             raise UserError(
-                f"the text tower embeds {table} tokens, the tokenizer {self.tokenizer} has {self.text.vocab_size}."
+                f"the model embeds {table} tokens, the tokenizer {self.tokenizer} has {self.text.vocab_size}."
             )
 
     @property
@@ -147,14 +153,9 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
 
 def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experiment:
     source = configs.build(config.data.source)
-    text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
-    return configs.build(
-        config,
-        image=configs.build(config.image),
-        text=text,
-        tokenizer=text.tokenizer,
-        vocab_size=text.vocab_size,
-        pad_id=text.pad_id,
-        eos_id=text.eos_id,
-        class_names=tuple(source.class_names),
-    )
+    late = {"image": configs.build(config.image), "class_names": tuple(source.class_names)}
+    if config.get("text") is not None:
+        text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
+        late |= {"text": text, "tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
+        late |= {"pad_id": text.pad_id, "eos_id": text.eos_id}
+    return configs.build(config, **late)

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
@@ -90,14 +91,13 @@ def help_text() -> str:
 def resolved_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], variant: str | None = None):
     """The recipe with variant, `--bind` and `--config.*` applied, checked, defaults filled in."""
     from vlm_jax import config as configs
-    from vlm_jax.overrides import apply_bind, override
+    from vlm_jax.overrides import apply_bind, override_all
 
     config = configs.load(flags.config if variant is None else f"{flags.config}:{variant}")
     for text in flags.bind:
         count = apply_bind(config, text)
         print(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
-    for key, value in overrides:
-        override(config, key, value)
+    override_all(config, overrides)
     configs.check(config)
     return config
 
@@ -107,7 +107,7 @@ def cpu_variant(flags: argparse.Namespace) -> str | None:
     from vlm_jax import config as configs
 
     name, variant = configs.split_spec(flags.config)
-    if variant or Path(name).is_dir() or "smoke" not in configs.variants_of(configs.recipe_module(name)):
+    if variant or configs.is_workdir(name) or "smoke" not in configs.variants_of(configs.recipe_module(name)):
         return None
     import jax
 
@@ -155,24 +155,42 @@ def run(argv: list[str]) -> int:
     if variant:
         config = resolved_config(flags, overrides, variant)
     filled = configs.fill(config)
-    name = configs.split_spec(flags.config)[0]
-    default = (
-        Path(name) if Path(name).is_dir() else Path("workdirs") / (Path(name).stem + (f"-{variant}" if variant else ""))
-    )
-    workdir = Path(flags.workdir) if flags.workdir else default
+    workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, variant)
     check_workdir(workdir, filled, flags.allow_config_change)
 
     from vlm_jax.experiment import open_experiment
 
+    if flags.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            experiment = open_experiment(config, Path(folder) / "assets")
+
+            from vlm_jax import train
+
+            return train.dry_run(experiment, filled, Path(folder) / "run")
+    if flags.evaluate_only and not (filled["resume"] or filled["init_from"]):
+        from vlm_jax.checkpoint import latest_step
+
+        if latest_step(workdir) is None:
+            raise UserError(
+                f"{workdir} has no checkpoint to evaluate; train first, or give --config.init_from=WORKDIR."
+            )
     experiment = open_experiment(config, workdir / "assets")
 
     from vlm_jax import train
 
     if flags.evaluate_only:
         return train.evaluate_only(experiment, filled, workdir)
-    if flags.dry_run:
-        return train.dry_run(experiment, filled, workdir)
     return train.train(experiment, filled, workdir, flags.allow_config_change)
+
+
+def default_workdir(spec: str, variant: str | None) -> Path:
+    """The workdir that was named as config; else `workdirs/RECIPE[-VARIANT]`."""
+    from vlm_jax import config as configs
+
+    name, asked = configs.split_spec(spec)
+    if configs.is_workdir(name):
+        return Path(name)
+    return Path("workdirs") / "-".join(part for part in (Path(name).stem, asked or variant) if part)
 
 
 def main(argv: list[str] | None = None) -> int:

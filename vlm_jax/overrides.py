@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,6 +11,7 @@ from vlm_jax import schema
 from vlm_jax.config import TARGET, bind, is_late, is_node, items, resolve
 from vlm_jax.errors import UserError, closest
 from vlm_jax.schema import is_mapping
+from vlm_jax.units import UNITS
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
@@ -32,8 +33,37 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     set_value(node, last, text, f"{where}.{last}")
 
 
+def override_all(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:
+    """Applies overrides in order. A duration in one unit takes the place of the recipe's in another.
+
+    Raises:
+      UserError: see `override`; two units given here stay two, which is an error where the duration is used.
+    """
+    overrides = list(overrides)
+    given = {key for key, _ in overrides}
+    for key, text in overrides:
+        base, _, unit = key.rpartition("_")
+        if unit in UNITS and text.lower() != "none":
+            for other in UNITS:
+                if f"{base}_{other}" not in given and _known(config, f"{base}_{other}"):
+                    override(config, f"{base}_{other}", "None")
+        override(config, key, text)
+
+
+def _known(config: Mapping, key: str) -> bool:
+    """Whether the key is set to something."""
+    for part in key.split("."):
+        if not is_mapping(config) or config.get(part) is None:
+            return False
+        config = config[part]
+    return True
+
+
 def set_value(node: ConfigDict, key: str, text: str, where: str) -> None:
     """Sets one key of a node from a flag's text."""
+    if not is_node(node) and text.lower() in ("none", "null"):  # `evals.NAME=None` leaves that evaluator out
+        del node[key]
+        return
     annotation = _annotation(node, key)
     current = node.get(key)
     nodes = is_node(current) or is_late(current) or any(schema.is_component(m) for m in schema.options(annotation))
@@ -112,6 +142,9 @@ def _from_default(node: Mapping, key: str, where: str) -> ConfigDict:
     from vlm_jax.config import fill
 
     value = fill(node).get(key)
+    components = [m for m in schema.options(_annotation(node, key)) if schema.is_component(m)]
+    if value is None and len(components) == 1:
+        return bind(f"{components[0].__module__}.{components[0].__qualname__}".removeprefix("vlm_jax."))
     if not is_mapping(value):
         raise UserError(f"{where} is {value!r}, a plain value: it has no parameters of its own.")
     return ConfigDict(value, type_safe=False)

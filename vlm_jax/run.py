@@ -243,7 +243,7 @@ class Run:
         """Waits for the last save and says where everything is."""
         self.end_profile()
         self.store.wait()
-        if self.artifacts:  # else there is a report with pictures already, or nothing to show
+        if self.artifacts or not (self.workdir / "report.html").exists():  # else its pictures would be lost
             self.write_report()
         if stopped:
             self.progress.note(f"stopped after step {step}, saved; the same command goes on from there")

@@ -42,11 +42,15 @@ def parameters(target: Any) -> dict[str, Parameter] | None:
     signature = inspect.signature(target)
     hinted = target if dataclasses.is_dataclass(target) or not inspect.isclass(target) else target.__init__
     hints = typing.get_type_hints(hinted)
+    fields = dataclasses.fields(target) if dataclasses.is_dataclass(target) else ()
+    factories = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
     out = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             return None
         default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        if name in factories and default is not dataclasses.MISSING:  # the signature shows a stand-in
+            default = factories[name]()
         out[name] = Parameter(hints.get(name, Any), default)
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,11 @@ def _initial(experiment: Experiment, tx: optax.GradientTransformation, key) -> T
 
 def initialise(plan: Plan) -> TrainState:
     """The state at step 0; every array is made where it will live."""
-    init = jax.jit(lambda key: _initial(plan.experiment, plan.tx, key), out_shardings=plan.shardings)
+    # It runs once, and optimising its random numbers takes a CPU longer than drawing them.
+    cpu = plan.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    make = lambda key: _initial(plan.experiment, plan.tx, key)
+    init = jax.jit(make, out_shardings=plan.shardings, compiler_options=options)
     return init(jax.random.key(plan.experiment.seed))
 
 
@@ -154,12 +159,12 @@ def with_params(plan: Plan, state: TrainState, params: dict) -> TrainState:
     """
     wanted = tree.flatten(tree.unstack(merge(plan.abstract.params, plan.abstract.frozen), plan.stacks))
     given = tree.flatten(params)
-    vit = plan.experiment.task.model.image
-    side = vit.image_size // vit.patch_size
-    positions = "image/embed/posemb"
-    if positions in given and positions in wanted and given[positions].shape[1:] == wanted[positions].shape[1:]:
-        prefix = wanted[positions].shape[0] - side**2  # 1 where the CLS token has a position
-        given[positions] = resample(given[positions], (side, side), prefix=prefix)
+    for name in [n for n in wanted if n.endswith("embed/posemb")]:
+        patches = name.replace("posemb", "patch/kernel") in wanted  # and not the positions of a text
+        if patches and name in given and given[name].shape != wanted[name].shape:
+            count = wanted[name].shape[0]
+            side = math.isqrt(count)
+            given[name] = resample(given[name], (side, side), prefix=count - side**2)  # 1 where CLS has a position
     wrong = [
         f"{name}: {'missing' if name not in given else f'{given[name].shape} where {leaf.shape} is wanted'}"
         for name, leaf in wanted.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,10 +69,6 @@ def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int
     run = Run.open(experiment, config, workdir, data=False)
     with run.progress:
         try:
-            if run.start.message == "from scratch":
-                raise UserError(
-                    f"{workdir} has no checkpoint to evaluate; give --config.init_from=WORKDIR, or train first."
-                )
             run.evaluate(run.start.state, int(run.start.state.step), list(experiment.evals))
             run.write_report()
         finally:
@@ -81,27 +76,22 @@ def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int
     return 0
 
 
-def dry_run(experiment: Experiment, config: Mapping, workdir: Path) -> int:
-    """One step, every evaluator, one save and one restore that is compared bit for bit; keeps nothing."""
-    folder = workdir.parent / f".{workdir.name}.dry_run"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        run = Run.open(dataclasses.replace(experiment, resume=None), config, folder)
-        with run.progress:
-            try:
-                state, metrics = run.update(run.start.state, run.next_batch())
-                run.log(1, [metrics])
-                run.evaluate(state, 1, list(experiment.evals))
-                run.save(state, 1)
-                run.store.wait()
-                again = startup.begin(run.plan, run.store, run.warn).state
-                same = jax.tree.map(lambda a, b: bool((a == b).all()), state, again)
-                if not all(jax.tree.leaves(same)):
-                    raise UserError("the restored state differs from the saved one; do not start this run.")
-                run.write_report()
-                run.progress.note("dry run: step, evaluators, save and restore all worked")
-            finally:
-                run.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def dry_run(experiment: Experiment, config: Mapping, folder: Path) -> int:
+    """One step, every evaluator, one save and one restore that is compared bit for bit, in a folder to throw away."""
+    run = Run.open(dataclasses.replace(experiment, resume=None), config, folder)
+    with run.progress:
+        try:
+            state, metrics = run.update(run.start.state, run.next_batch())
+            run.log(1, [metrics])
+            run.evaluate(state, 1, list(experiment.evals))
+            run.save(state, 1)
+            run.store.wait()
+            again = startup.begin(run.plan, run.store, run.warn).state
+            same = jax.tree.map(lambda a, b: bool((a == b).all()), state, again)
+            if not all(jax.tree.leaves(same)):
+                raise UserError("the restored state differs from the saved one; do not start this run.")
+            run.write_report()
+            run.progress.note("dry run: step, evaluators, save and restore all worked")
+        finally:
+            run.close()
     return 0
