@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
     prompts = ("a picture of a {}",)
 
     config = bind("experiment.Experiment")
-    config.total_examples = 192_000
+    config.total_examples = 224_000
     config.batch_size = 64
     config.tokenizer = "train:96"
     config.evaluate_percent = 25

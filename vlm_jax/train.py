@@ -43,7 +43,7 @@ def _loop(run: Run, stop: Stop) -> int:
             in_flight.popleft().block_until_ready()
         window.append(metrics)
         if step == first + 1:
-            in_flight[-1].block_until_ready()
+            metrics["loss"].block_until_ready()
             run.chrono.restart(step)
         if run.due("log", step) or step in (first + 1, total):
             run.log(step, window)
