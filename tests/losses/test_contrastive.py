@@ -78,7 +78,7 @@ def test_any_shape_equals_the_dense_twin(
     args = (image, text, *scalars((scale, *start[1:])))
     want = pairs.dense_gradients(twin, args, **options)
     floor = 3e-7 * max(1, scale)
-    with unittest.mock.patch.multiple(tiles, MOST_ROWS=most[0], MOST_COLUMNS=most[1]):
+    with unittest.mock.patch.object(tiles, "MOST", most):
         pairs.assert_close(pairs.dense_gradients(f, args, **options), want, floor=floor)
         mesh = pairs.make_mesh(data=devices)
         got = pairs.gradient_outside(f, mesh, "data", args, group_size=group_size, **options)
@@ -210,7 +210,7 @@ def test_nothing_of_the_size_of_the_logits_or_the_batch_is_ever_made(pairs, loss
         in_specs=(P("data"), P("data"), *(P(),) * len(start)),
         out_specs=P(),
     )
-    with unittest.mock.patch.multiple(tiles, MOST_ROWS=16, MOST_COLUMNS=32):
+    with unittest.mock.patch.object(tiles, "MOST", (16, 32)):
         program = jax.make_jaxpr(jax.grad(mapped, (0, 1)))(image, text, *scalars(start))
     inside = [e for e in program.eqns if e.primitive.name == "shard_map"]
     assert len(inside) >= 1

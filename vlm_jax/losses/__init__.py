@@ -1,7 +1,8 @@
-"""Contrastive losses whose result and gradients are those of the global batch, on any mesh. They need jax alone."""
+"""Losses of the global batch, on any mesh, that never hold the matrix of all pairs. They need jax alone."""
 
 from . import reference
+from .cross_entropy import cross_entropy
 from .infonce import infonce_loss
 from .sigmoid import sigmoid_loss
 
-__all__ = ["infonce_loss", "reference", "sigmoid_loss"]
+__all__ = ["cross_entropy", "infonce_loss", "reference", "sigmoid_loss"]

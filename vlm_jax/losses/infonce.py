@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .inputs import Pairs, check_pairs, count_pairs
 from .labels import positives, product, rows_and_columns, travelling_texts, where_counts, zeros
 from .ring import Ring
-from .tiles import SUM, Fold, over_tiles
+from .tiles import LSE_OR_SUM, SUM, over_tiles
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -94,10 +94,10 @@ _local_sum.defvjp(_local_sum_forward, _local_sum_backward)
 def _first_round(ring: Ring, pairs: Pairs, scale) -> dict[str, jax.Array]:
     """The log-sum-exp of each of this device's images and texts, and what the images' targets need, all [b]."""
 
-    def tile(rows, columns):
+    def tile(rows, columns, counts):
         logits = scale * product("id,jd->ij", rows["x"], columns["x"])
-        target = where_counts(positives(rows, columns), rows, columns, False)
-        logits = where_counts(logits, rows, columns, -jnp.inf)
+        target = where_counts(counts, positives(rows, columns), False)
+        logits = where_counts(counts, logits, -jnp.inf)
         found = {
             "image_lse": jax.nn.logsumexp(logits, axis=1),
             "positives": target.sum(axis=1, dtype=logits.dtype),
@@ -122,10 +122,11 @@ def _second_round(ring: Ring, smoothing: float, pairs: Pairs, scale, image_lse, 
     of_positives = 2 * (1 - smoothing) / jnp.maximum(n_positives, 1)
     of_all = 2 * smoothing / count_pairs(pairs, ring) if smoothing else 0
 
-    def tile(rows, columns):
+    def tile(rows, columns, counts):
         logits = scale * product("id,jd->ij", rows["x"], columns["x"])
         g = jnp.exp(logits - rows["lse"][:, None]) + jnp.exp(logits - columns["lse"][None, :]) - of_all
-        g = where_counts(jnp.where(positives(rows, columns), g - rows["of_positives"][:, None], g), rows, columns)
+        g = jnp.where(positives(rows, columns), g - rows["of_positives"][:, None], g)
+        g = where_counts(counts, g)
         return {"image": product("ij,jd->id", g, columns["x"])}, {"text": product("ij,id->jd", g, rows["x"])}
 
     def visit(origin, travels, row_sums, column_sums):
@@ -138,14 +139,3 @@ def _second_round(ring: Ring, smoothing: float, pairs: Pairs, scale, image_lse, 
     column_sums = {"text": zeros(pairs.image, *travels["x"].shape)}
     row_sums, column_sums = ring.go_round(visit, travels, row_sums, column_sums)
     return row_sums | {"text": ring.scatter_sum(column_sums["text"])}
-
-
-def _merge(a: dict, b: dict) -> dict:
-    return {name: (jnp.logaddexp if name.endswith("lse") else jnp.add)(a[name], b[name]) for name in a}
-
-
-def _empty(a: dict) -> dict:
-    return {name: jnp.full_like(x, -jnp.inf if name.endswith("lse") else 0) for name, x in a.items()}
-
-
-LSE_OR_SUM = Fold(_merge, _empty)

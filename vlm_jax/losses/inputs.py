@@ -44,7 +44,7 @@ def check_pairs(image, text, ids, mask, axis_name, group_size, **scalars) -> tup
         if mask.shape != (batch,) or mask.dtype != jnp.bool_:
             raise ValueError(f"mask must be bool of shape {(batch,)}; got {mask.dtype} of shape {mask.shape}.")
         image, text = (jnp.where(mask[:, None], x, 0) for x in (image, text))
-    axes = check_axes(axis_name, image=image, text=text)
+    axes = check_axes("axis_name", axis_name, image=image, text=text)
     devices = jax.lax.axis_size(axes) if axes else 1
     if group_size is None:
         group_size = choose_group(devices, batch)
@@ -63,18 +63,18 @@ def count_pairs(pairs: Pairs, ring: Ring) -> jax.Array:
     return jnp.maximum(ring.total(pairs.mask.sum(dtype=jnp.float32)), 1)
 
 
-def check_axes(axis_name, **blocks: jax.Array) -> tuple[str, ...]:
-    """Returns the axis names as a tuple, after checking that every one of `blocks` is split over all of them."""
+def check_axes(argument: str, axis_name, **blocks: jax.Array) -> tuple[str, ...]:
+    """The axis names that `argument` gives, as a tuple; every one of `blocks` must be split over all of them."""
     axes = () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
     known = jax.sharding.get_abstract_mesh().manual_axes
     for name in axes:
         if name not in known or axes.count(name) > 1:
             inside = f"one or more of {known}" if known else "None outside of jax.shard_map"
-            raise ValueError(f"axis_name must be {inside}, each once; got {axis_name!r}.")
+            raise ValueError(f"{argument} must be {inside}, each once; got {axis_name!r}.")
     # Without varying types a psum transposes to a psum: gradients taken inside shard_map and through it
     # differ by the number of devices, and no rule can be right for both.
     if axes and not varying(jax.lax.axis_index(axes)):
-        raise ValueError(f"over axis_name={axis_name!r} the loss needs jax.shard_map(..., check_vma=True); got False.")
+        raise ValueError(f"over {argument}={axis_name!r} the loss needs jax.shard_map(..., check_vma=True); got False.")
     for name, x in blocks.items():
         same = [axis for axis in axes if axis not in varying(x) and jax.lax.axis_size(axis) > 1]
         if same:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from .inputs import Pairs, vary, varying, wide
 from .ring import Ring
-from .tiles import is_padded
 
 
 def travelling_texts(pairs: Pairs, ring: Ring) -> dict[str, jax.Array]:
@@ -26,11 +25,8 @@ def rows_and_columns(pairs: Pairs, ring: Ring, origin, travels: dict[str, jax.Ar
     if row_ids is None:
         device = jax.lax.axis_index(ring.axes) if ring.axes else 0
         row_ids, column_ids = jnp.arange(batch) + device * batch - origin * width, ring.row_numbers(batch)
-    row_counts, column_counts = pairs.mask, travels.get("counts")
-    if row_counts is None and is_padded(batch, width):
-        row_counts, column_counts = jnp.ones(batch, bool), jnp.ones(width, bool)
-    rows = {"x": pairs.image, "id": row_ids, "counts": row_counts}
-    return rows, {"x": travels["x"], "id": column_ids, "counts": column_counts}
+    rows = {"x": pairs.image, "id": row_ids, "counts": pairs.mask}
+    return rows, {"x": travels["x"], "id": column_ids, "counts": travels.get("counts")}
 
 
 def positives(rows, columns) -> jax.Array:
@@ -38,11 +34,9 @@ def positives(rows, columns) -> jax.Array:
     return rows["id"][:, None] == columns["id"][None, :]
 
 
-def where_counts(x: jax.Array, rows, columns, other=0) -> jax.Array:
+def where_counts(counts: jax.Array | None, x: jax.Array, other=0) -> jax.Array:
     """`x` at the pairs of a tile that count, `other` at the rest."""
-    if rows["counts"] is None:
-        return x
-    return jnp.where(rows["counts"][:, None] & columns["counts"][None, :], x, other)
+    return x if counts is None else jnp.where(counts, x, other)
 
 
 def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:

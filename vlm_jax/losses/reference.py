@@ -61,6 +61,27 @@ def infonce_loss(
     return (direction(logits) + direction(logits.T)) / 2
 
 
+def cross_entropy(
+    hidden: Float[Array, "tokens dim"],
+    embedding: Float[Array, "vocab dim"],
+    labels: Int[Array, "tokens"],
+    *,
+    ignore: int = -1,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
+) -> Float[Array, ""]:
+    """Mean of -log softmax(logits)[label] + z_loss logsumexp(logits)^2 over the tokens that are not ignored."""
+    counts = labels != ignore
+    hidden = jnp.where(counts[:, None], hidden.astype(jnp.float32), 0.0)
+    logits = jnp.einsum("nd,vd->nv", hidden, embedding.astype(jnp.float32), precision="highest")
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    log_softmax = jax.nn.log_softmax(logits, axis=1)
+    losses = -jnp.take_along_axis(log_softmax, jnp.where(counts, labels, 0)[:, None], axis=1)[:, 0]
+    losses += z_loss * jax.nn.logsumexp(logits, axis=1) ** 2
+    return jnp.sum(losses, where=counts) / jnp.maximum(counts.sum(), 1)
+
+
 def _pairs(image, text, ids, mask):
     """Features in f32 with masked rows zeroed, which pairs are positive [B, B], and which rows count [B]."""
     batch = image.shape[0]

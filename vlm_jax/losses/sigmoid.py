@@ -90,16 +90,16 @@ def _one_pass(ring: Ring, pairs: Pairs, scale, bias, *, gradients: bool) -> dict
     by scale, sum_ij G_ij x_i.y_j, is what the images and their sums G y already hold.
     """
 
-    def tile(rows, columns):
+    def tile(rows, columns, counts):
         logits = scale * product("id,jd->ij", rows["x"], columns["x"]) + bias
         positive = positives(rows, columns)
         against = jnp.where(positive, -logits, logits)  # -z logit
         small = jnp.exp(-jnp.abs(against))
-        losses = where_counts(jnp.maximum(against, 0) + jnp.log1p(small), rows, columns)
+        losses = where_counts(counts, jnp.maximum(against, 0) + jnp.log1p(small))
         if not gradients:
             return {"loss": losses.sum(axis=1)}, {}
         g = jnp.where(against >= 0, 1, small) / (1 + small)
-        g = where_counts(jnp.where(positive, -g, g), rows, columns)
+        g = where_counts(counts, jnp.where(positive, -g, g))
         to_images, to_texts = product("ij,jd->id", g, columns["x"]), product("ij,id->jd", g, rows["x"])
         return {"loss": losses.sum(axis=1), "bias": g.sum(axis=1), "image": to_images}, {"text": to_texts}
 

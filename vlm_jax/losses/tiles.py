@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Of a tile of logits: 16 MiB in f32. On a TPU v5e, of the sizes tried, the one whose accumulators all stay in VMEM.
-MOST_ROWS, MOST_COLUMNS = 1024, 4096
+# Of a tile of logits, 16 MiB in f32: of the sizes tried, the one whose accumulators all stay in a TPU v5e's VMEM.
+MOST = (1024, 4096)
+LANES = 128
 
 
 class Fold(NamedTuple):
@@ -23,28 +24,44 @@ class Fold(NamedTuple):
 SUM = Fold(lambda a, b: jax.tree.map(jnp.add, a, b), lambda a: jax.tree.map(jnp.zeros_like, a))
 
 
-def over_tiles(f: Callable, fold: Fold, rows, columns, row_acc, column_acc):
-    """Folds `f(rows, columns) -> (row_part, column_part)` of every tile into the accumulators.
+def _is_log(name: str) -> bool:
+    return name.endswith("lse")
+
+
+# Of dicts: what is called `lse` or `..._lse` is the log-sum-exp of its parts, the rest is their sum.
+LSE_OR_SUM = Fold(
+    lambda a, b: {name: (jnp.logaddexp if _is_log(name) else jnp.add)(a[name], b[name]) for name in a},
+    lambda a: {name: jnp.full_like(x, -jnp.inf if _is_log(name) else 0) for name, x in a.items()},
+)
+
+
+def over_tiles(f: Callable, fold: Fold, rows: dict, columns: dict, row_acc, column_acc, most=None):
+    """Folds `f(rows, columns, counts) -> (row_part, column_part)` of every tile into the accumulators.
 
     All are trees of arrays: the leading axis is the row in `rows`, `row_acc` and `row_part`, the column in the
-    others. Where equal tiles do not fit, zeros are added (see `is_padded`), which `f` must not count.
+    others. `rows` and `columns` have features `x`, and `counts`: which of them count, or None for all. `f` gets the
+    pairs that count, in a shape that broadcasts to [rows, columns], or None for all; the rest must change nothing.
+
+    Args:
+      most: most rows and columns of a tile; `MOST` if None. Where no equal tiles fit, the last one goes back over
+        some rows that were counted before.
 
     Returns:
       `(row_acc, column_acc)`. The given `column_acc` is not used before the last tile of its columns, so that it
       may still be on its way while the others are computed.
     """
-    n_rows, n_columns = _length(rows), _length(columns)
-    (row_tiles, row_tile), (column_tiles, column_tile) = _tiles(n_rows, n_columns)
-    rows, row_acc = _pad((rows, row_acc), row_tiles * row_tile)
-    columns, column_acc = _pad((columns, column_acc), column_tiles * column_tile)
+    n_rows, n_columns = rows["x"].shape[0], columns["x"].shape[0]
+    row_tile, column_tile = (_tile_size(n, m) for n, m in zip((n_rows, n_columns), most or MOST))
+    row_tiles, column_tiles = math.ceil(n_rows / row_tile), math.ceil(n_columns / column_tile)
 
     def strip(j, carry):  # all rows, one tile of columns
         row_acc, column_acc = carry
-        here, acc = _take((columns, column_acc), j, column_tile)
+        here, acc = _take_counted(columns, j, column_tile), _take(column_acc, j, column_tile)
 
         def tile(i, carry):
             row_acc, column_part = carry
-            row_part, part = f(_take(rows, i, row_tile), here)
+            these = _take_counted(rows, i, row_tile)
+            row_part, part = f(these, here, _pairs_that_count(these, here))
             row_part = fold.merge(_take(row_acc, i, row_tile), row_part)
             return _put(row_acc, i, row_part), fold.merge(column_part, part)
 
@@ -53,37 +70,41 @@ def over_tiles(f: Callable, fold: Fold, rows, columns, row_acc, column_acc):
         row_acc, column_part = tile(row_tiles - 1, carry)
         return row_acc, _put(column_acc, j, fold.merge(acc, column_part))
 
-    row_acc, column_acc = _loop(column_tiles, strip, (row_acc, column_acc))
-    return jax.tree.map(lambda x: x[:n_rows], row_acc), jax.tree.map(lambda x: x[:n_columns], column_acc)
+    return _loop(column_tiles, strip, (row_acc, column_acc))
 
 
-def is_padded(n_rows: int, n_columns: int) -> bool:
-    """Whether `over_tiles` adds rows or columns of zeros."""
-    return any(tiles * tile > n for n, (tiles, tile) in zip((n_rows, n_columns), _tiles(n_rows, n_columns)))
-
-
-def _tiles(n_rows: int, n_columns: int) -> list[tuple[int, int]]:
-    """Number and size of the row tiles, and of the column tiles: as few as may be, and as even as may be."""
-    counts = math.ceil(n_rows / MOST_ROWS), math.ceil(n_columns / MOST_COLUMNS)
-    return [(count, math.ceil(n / count)) for n, count in zip((n_rows, n_columns), counts)]
+def _tile_size(n: int, most: int) -> int:
+    """Of as few tiles as may be, as even as may be; of whole vectors where it is longer than one."""
+    even = math.ceil(n / math.ceil(n / most))
+    return even if even <= LANES else min(n, math.ceil(even / LANES) * LANES)
 
 
 def _loop(times: int, body: Callable, carry):
     return carry if times == 0 else body(0, carry) if times == 1 else jax.lax.fori_loop(0, times, body, carry)
 
 
-def _length(tree) -> int:
-    return jax.tree.leaves(tree)[0].shape[0]
-
-
-def _pad(tree, n: int):
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, n - x.shape[0])] + [(0, 0)] * (x.ndim - 1)), tree)
-
-
 def _take(tree, i, size: int):
-    """Tile `i` of every array."""
+    """Tile `i` of every array; the last one starts early where it would go over the end."""
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), tree)
 
 
 def _put(tree, i, tile):
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * y.shape[0], 0), tree, tile)
+    put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), i * y.shape[0], 0)
+    return jax.tree.map(put, tree, tile)
+
+
+def _take_counted(side: dict, i, size: int) -> dict:
+    """Tile `i`, in which nothing counts that was in the tile before."""
+    tile, n = _take(side, i, size), side["x"].shape[0]
+    if n % size == 0:
+        return tile
+    new = jnp.arange(size) >= i * size - jnp.minimum(i * size, n - size)
+    return tile | {"counts": new if tile["counts"] is None else new & tile["counts"]}
+
+
+def _pairs_that_count(rows: dict, columns: dict) -> jax.Array | None:
+    if rows["counts"] is None and columns["counts"] is None:
+        return None
+    every = jnp.ones(1, bool)
+    of_rows, of_columns = (every if side["counts"] is None else side["counts"] for side in (rows, columns))
+    return of_rows[:, None] & of_columns[None, :]
