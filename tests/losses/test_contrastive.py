@@ -150,8 +150,9 @@ X = jax.ShapeDtypeStruct((8, 4), jnp.float32)
     [
         (X, jax.ShapeDtypeStruct((8, 5), jnp.float32), {}, r"\(8, 4\) and \(8, 5\)"),
         (X, jax.ShapeDtypeStruct((6, 4), jnp.float32), {}, r"\(8, 4\) and \(6, 4\)"),
-        (jax.ShapeDtypeStruct((4,), jnp.float32),) * 2 + ({}, r"\[batch, dim\]; got \(4,\)"),
-        (jax.ShapeDtypeStruct((2, 8, 4), jnp.float32),) * 2 + ({}, r"\[batch, dim\]; got \(2, 8, 4\)"),
+        (jax.ShapeDtypeStruct((4,), jnp.float32),) * 2 + ({}, r"\[batch, dim\], not empty; got \(4,\)"),
+        (jax.ShapeDtypeStruct((2, 8, 4), jnp.float32),) * 2 + ({}, r"\[batch, dim\], not empty; got \(2, 8, 4\)"),
+        (jax.ShapeDtypeStruct((0, 4), jnp.float32),) * 2 + ({}, r"\[batch, dim\], not empty; got \(0, 4\)"),
         (jax.ShapeDtypeStruct((8, 4), jnp.int8), X, {}, "image must hold floating-point features; got int8"),
         (X, X, {"ids": np.zeros(7, np.int32)}, r"ids must be integers of shape \(8,\); got int32 of shape \(7,\)"),
         (X, X, {"ids": np.zeros(8, np.float32)}, "ids must be integers.*got float32"),

@@ -123,6 +123,7 @@ F32 = jnp.float32
     [
         (((4, 3), F32), ((5, 2), F32), ((4,), jnp.int32), {}, r"got \(4, 3\) and \(5, 2\)"),
         (((2, 4, 3), F32), ((5, 3), F32), ((4,), jnp.int32), {}, r"\[tokens, dim\].*got \(2, 4, 3\)"),
+        (((4, 3), F32), ((0, 3), F32), ((4,), jnp.int32), {}, r"embedding must not be empty; got \(0, 3\)"),
         (((4, 3), F32), ((5, 3), F32), ((5,), jnp.int32), {}, r"labels must be signed integers of shape \(4,\)"),
         (((4, 3), F32), ((5, 3), F32), ((4,), F32), {}, "got float32"),
         (((4, 3), jnp.int32), ((5, 3), F32), ((4,), jnp.int32), {}, "hidden must be of a floating-point type"),

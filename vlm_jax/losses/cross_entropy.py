@@ -158,6 +158,8 @@ def _check(hidden, embedding, labels, soft_cap, block) -> None:
             f"hidden must be [tokens, dim] and embedding [vocab, dim]; got {hidden.shape} and {embedding.shape}."
         )
     for name, x in (("hidden", hidden), ("embedding", embedding)):
+        if not x.size:
+            raise ValueError(f"{name} must not be empty; got {x.shape}.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} must be of a floating-point type; got {x.dtype}.")
     if labels.shape != hidden.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.signedinteger):

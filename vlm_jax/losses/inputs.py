@@ -26,8 +26,8 @@ def check_pairs(image, text, ids, mask, axis_name, group_size, **scalars) -> tup
       ValueError: saying what was given and what is allowed.
     """
     image, text = jnp.asarray(image), jnp.asarray(text)
-    if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(f"image and text must both be [batch, dim]; got {image.shape} and {text.shape}.")
+    if image.ndim != 2 or image.shape != text.shape or not image.size:
+        raise ValueError(f"image and text must both be [batch, dim], not empty; got {image.shape} and {text.shape}.")
     for name, x in (("image", image), ("text", text)):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} must hold floating-point features; got {x.dtype}.")
