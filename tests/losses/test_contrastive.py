@@ -132,6 +132,14 @@ def test_scalars_may_come_from_inside_the_map(pairs, loss):
     pairs.assert_close(got, (want, want_gradients))
 
 
+def test_an_axis_of_one_device_may_be_left_out_of_the_specs(pairs, loss):
+    f, twin, start = loss
+    image, text, *_ = pairs.random_pairs(16, 8)
+    body = lambda image, text: f(image, text, *start, axis_name=("data", "fsdp"))
+    mapped = jax.shard_map(body, mesh=pairs.make_mesh(data=4, fsdp=1), in_specs=P("data"), out_specs=P())
+    pairs.assert_close(mapped(image, text), twin(image, text, *start))
+
+
 def call(f, start, image, text, *, sizes=None, check_vma=True, spec=None, make_mesh=None, **options):
     """Traces the loss, under shard_map where `sizes` is given, and runs nothing."""
     body = lambda image, text: f(image, text, *start, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,19 @@ def test_tokens_and_vocabulary_may_be_split(pairs, sizes, axes, vocab_axes):
         jax.value_and_grad(loss, (0, 1)), mesh=mesh, in_specs=specs, out_specs=(P(), (tokens, vocab))
     )
     pairs.assert_close(jax.jit(inside)(hidden, embedding, labels), want)
+
+
+def test_an_axis_of_one_device_may_be_left_out_of_the_specs(pairs):
+    hidden, embedding, labels = problem(16, 12, 6)
+    want = gradients(reference.cross_entropy, hidden, embedding, labels)
+    for names in ({"axis_name": ("data", "tensor")}, {"axis_name": "data", "vocab_axis_name": "tensor"}):
+        mapped = jax.shard_map(
+            functools.partial(cross_entropy, **names),
+            mesh=pairs.make_mesh(data=4, tensor=1),
+            in_specs=(P("data"), P(), P("data")),
+            out_specs=P(),
+        )
+        pairs.assert_close(gradients(mapped, hidden, embedding, labels), want)
 
 
 def test_log_sum_exp_is_that_of_the_whole_vocabulary(pairs):

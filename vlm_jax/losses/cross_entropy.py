@@ -57,6 +57,7 @@ def cross_entropy(
     vocab_axes = check_axes("vocab_axis_name", vocab_axis_name, embedding=embedding)
     if set(axes) & set(vocab_axes):
         raise ValueError(f"no axis can split tokens and vocabulary; got {axis_name!r} and {vocab_axis_name!r}.")
+    hidden, labels, embedding = vary(hidden, axes), vary(labels, axes), vary(embedding, vocab_axes)
     counts = labels != ignore
     first = jax.lax.axis_index(vocab_axes) * embedding.shape[0] if vocab_axes else 0
     everywhere = varying(hidden) | varying(embedding) | varying(labels)
