@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.helpers import Stepper, small_experiment
@@ -56,25 +55,6 @@ def test_fsdp_really_shards(tmp_path):
     kernel = state.params["image"]["blocks"]["00"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
     assert state.opt[2].mu["image"]["blocks"]["00"]["mlp"]["fc1"]["kernel"].sharding == kernel.sharding
-
-
-def test_accumulation_is_the_mean_over_microbatches(tmp_path):
-    """Sigmoid losses of microbatches are averaged: the gradient norm is that of the mean gradient, by hand."""
-    experiment = small_experiment(tmp_path, microbatches="2")
-    stepper = Stepper.make(experiment, jax.devices()[:1])
-    state = startup.initialise(stepper.plan)
-    batch = stepper.batch()
-    _, metrics = stepper.update(state, batch)
-
-    def loss(params, part):
-        ctx = Context(jax.random.key(0), jnp.zeros((), jnp.int32), 1, stepper.plan.mesh)
-        return experiment.task.loss({"params": params, "state": {}, "frozen": {}}, part, ctx)[0]
-
-    halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
-    values, grads = zip(*(jax.jit(jax.value_and_grad(loss))(state.params, half) for half in halves))
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-    assert float(metrics["loss"]) == pytest.approx(float(sum(values)) / 2, rel=1e-5)
-    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.global_norm(mean)), rel=1e-5)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(tmp_path):

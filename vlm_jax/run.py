@@ -20,7 +20,7 @@ from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
 from vlm_jax.state import TrainState
 from vlm_jax.step import StepOptions, make_train_step, variables_of
-from vlm_jax.tasks.base import Context, is_contrastive
+from vlm_jax.tasks.base import Context
 
 
 @dataclasses.dataclass
@@ -130,12 +130,6 @@ class Run:
             f"{self.workdir}: {params / 1e6:.2f}M parameters, {self.total} steps of {self.experiment.batch_size} on "
             f"{devices} x {kind}; {self.start.message}"
         )
-        if self.experiment.microbatches > 1 and is_contrastive(self.experiment.task):
-            part = self.experiment.batch_size // self.experiment.microbatches
-            self.warn(
-                f"microbatches={self.experiment.microbatches} averages contrastive losses of {part} pairs each; it is "
-                f"not the loss of {self.experiment.batch_size}."
-            )
 
     def next_batch(self) -> dict[str, jax.Array]:
         """The next batch, on the devices; only what the task reads is sent."""

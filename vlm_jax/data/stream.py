@@ -27,7 +27,8 @@ def stream(
     chunks = np.array_split(rows, -(-len(rows) // CHUNK))
     parts = grain.MapDataset.range(steps * len(chunks))
     parts = parts.map(lambda part: load(int(part) // len(chunks), chunks[int(part) % len(chunks)]))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * len(chunks))
+    buffer = prefetch * len(chunks)  # grain warns of threads that could have nothing to do
+    options = grain.ReadOptions(num_threads=min(threads, buffer), prefetch_buffer_size=buffer)
     return iter(parts.to_iter_dataset(options).batch(len(chunks), drop_remainder=True, batch_fn=_join))
 
 

@@ -91,7 +91,7 @@ class ViT(Tower):
         """One vector an image, and `aux["taps"]`: the activations named in `taps` (see `tap_names`).
 
         Images may have another size than the trained one, if patches divide it: learned positions are resampled.
-        `key` is needed for patch dropout in training and for nothing else.
+        `key`, one or one a row, is needed for patch dropout in training and for nothing else.
 
         Raises:
           UserError: the image is not divisible into patches, a tap is unknown, or `key` is missing.
@@ -112,11 +112,12 @@ def drop_patches(
 ) -> Float[Array, "batch kept dim"]:
     """Keeps a random `1 - rate` of each row's patches, in order, and always the first `prefix` tokens.
 
-    Each row draws from its own key, folded from its index in the global batch: the number of devices does not matter.
+    Each row draws from its own key, so that neither devices nor microbatches matter: `key` [batch], or one key that the
+    row's index is folded into.
     """
     patches = x.shape[1] - prefix
     kept = max(1, round(patches * (1 - rate)))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(x.shape[0]))
+    keys = key if key.ndim else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(x.shape[0]))
     noise = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(keys)
     index = jnp.sort(jnp.argsort(noise, axis=1)[:, :kept], axis=1)
     rest = jnp.take_along_axis(x[:, prefix:], index[:, :, None], axis=1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 Variables = Mapping[str, Any]
@@ -18,7 +19,8 @@ class Context:
     """What a loss may know beside variables and batch.
 
     Attributes:
-      key: `fold_in(key(seed), step)`, folded again with the microbatch.
+      key: `fold_in(key(seed), step)`; see `row_keys`.
+      rows: the row of the global batch that each example is, where they are not all of it in order.
       step, total_steps: updates done, updates in all.
       train: dropout and token dropping are on.
       mesh: the devices; a loss opens `shard_map` over its batch axes.
@@ -31,6 +33,16 @@ class Context:
     mesh: jax.sharding.Mesh
     train: bool = True
     ema: Any = None
+    rows: Int[Array, "batch"] | None = None
+
+    def at(self, rows: Int[Array, "batch"]) -> Context:
+        """The context of a microbatch of these rows."""
+        return dataclasses.replace(self, rows=rows)
+
+    def row_keys(self, count: int) -> Key[Array, "batch"]:
+        """A key an example, by its row of the global batch: dropping does not depend on devices or microbatches."""
+        rows = jnp.arange(count) if self.rows is None else self.rows
+        return jax.vmap(jax.random.fold_in, (None, 0))(self.key, rows)
 
 
 class Task(Protocol):

@@ -63,9 +63,9 @@ class Contrastive:
 
     def features(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[dict[str, Array], dict]:
         """Unit-norm embeddings `image` and `text`, both f32 [batch, dim]."""
-        image_key, text_key = jax.random.split(ctx.key)
-        image, _ = self.model.encode_image(variables, batch["image"], train=ctx.train, key=image_key)
-        text, _ = self.model.encode_text(variables, batch["text"], train=ctx.train, key=text_key)
+        keys = ctx.row_keys(batch["text"].shape[0])
+        image, _ = self.model.encode_image(variables, batch["image"], train=ctx.train, key=keys)
+        text, _ = self.model.encode_text(variables, batch["text"], train=ctx.train, key=keys)
         return {"image": image, "text": text}, {"metrics": {}, "state": variables.get("state", {})}
 
     def feature_loss(
