@@ -12,7 +12,7 @@ import math
 
 from vlm_jax.config import bind, late
 
-VARIANTS = {"long": "12 epochs instead of 2.5"}
+VARIANTS = {"long": "12 epochs instead of 3"}
 
 
 def get_config(variant: str = ""):
@@ -22,7 +22,7 @@ def get_config(variant: str = ""):
         )
 
     config = bind("experiment.Experiment")
-    config.total_epochs = 12 if variant == "long" else 2.5
+    config.total_epochs = 12 if variant == "long" else 3
     config.batch_size = 64
     config.tokenizer = "train:64"
     config.evaluate_percent = 50
