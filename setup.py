@@ -39,7 +39,13 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
-        "parity": ["torch==2.13.0", "transformers>=5.23", "safetensors>=0.5"],
+        "parity": [
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+            "open_clip_torch==3.3.0",
+            "transformers>=5.23",
+            "safetensors>=0.5",
+        ],
         "wandb": ["wandb>=0.19"],
         "hf": ["transformers>=5.23", "safetensors>=0.5", "huggingface_hub>=1.0"],
     },
