@@ -83,7 +83,6 @@ class Contrastive:
 
         rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
         sharded = jax.shard_map(local, mesh=ctx.mesh, in_specs=(rows, rows, whole, whole, rows), out_specs=whole)
-        bias = jnp.zeros(()) if bias is None else bias
         loss = sharded(features["image"], features["text"], scale, bias, batch["caption_id"])
         metrics = {"logit_scale": scale}
         if self.objective == "sigmoid":
