@@ -20,6 +20,13 @@ def last_metrics(tmp_path: Path, *arguments: str) -> dict[str, float]:
     found = {}
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         found.update(json.loads(line))
+    shown = {name: value for name, value in found.items() if name.startswith("eval/")}
+    print(
+        *arguments,
+        *(f"{name}={value:.4g}" for name, value in shown.items()),
+        f"{done.stdout.splitlines()[-4]}",
+        sep="\n  ",
+    )
     return found
 
 
