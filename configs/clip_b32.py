@@ -6,7 +6,8 @@ LayerNorm epsilon 1e-5, a LayerNorm before the blocks and no bias in patches and
 
 import math
 
-from vlm_jax.configs.siglip_b16 import VARIANTS as VARIANTS
+from vlm_jax.configs._shared import VARIANTS as VARIANTS
+from vlm_jax.configs._shared import pairs, smoke, zero_shot_shapes
 
 from vlm_jax.config import bind, late
 
@@ -45,13 +46,7 @@ def clip(variant: str, *, patch_size: int):
         eos="sticky",
         pad="pad",
     )
-    config.data = bind(
-        "data.pipeline.Pipeline",
-        source=bind("data.sources.parquet.Parquet", path="data/*.parquet", text_column="text"),
-        image=late("image"),
-        text=late("text"),
-        threads=16,
-    )
+    config.data = pairs()
 
     tower = dict(activation="quick_gelu", norm_eps=1e-5, out_dim=512, head_bias=False, init_style="clip")
     text = dict(width=512, depth=12, mlp_dim=2048, num_heads=8, length=77, vocab_size=49_408, causal=True)
@@ -81,25 +76,7 @@ def clip(variant: str, *, patch_size: int):
         schedule=bind("optim.schedules.Cosine", warmup_steps=2000),
     )
 
-    config.evals = dict(
-        zero_shot_shapes=bind(
-            "evaluate.zero_shot.ZeroShot",
-            source=bind(
-                "data.sources.shapes.Shapes", size=480, image_size=224, split="test", scenes="single", pairs="all"
-            ),
-            image=late("image"),
-            text=late("text"),
-            templates=("a picture of a {}",),
-        )
-    )
+    config.evals = dict(zero_shot_shapes=zero_shot_shapes(224))
     if variant == "smoke":
-        config.total_examples = 4 * 8
-        config.batch_size = 8
-        config.tokenizer = "bytes"
-        config.log_steps = 1
-        config.data.source = bind("data.sources.shapes.Shapes", size=1000, image_size=224)
-        config.data.threads = 1
-        config.evals.zero_shot_shapes.source.size = 16
-        config.evals.zero_shot_shapes.batch_size = 16
-        config.optimizer.schedule.warmup_steps = 1
+        smoke(config, image_size=224, batch_size=8)
     return config

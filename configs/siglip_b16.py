@@ -8,12 +8,10 @@ section 2).
 
 import math
 
-from vlm_jax.config import bind, late
+from vlm_jax.configs._shared import VARIANTS as VARIANTS
+from vlm_jax.configs._shared import pairs, smoke, zero_shot_shapes
 
-VARIANTS = {
-    "full": "the recipe; needs --config.tokenizer=PATH and --config.data.source.path=FILES (Parquet)",
-    "smoke": "the same model on any machine: small batch, 4 steps, drawn shapes, byte tokenizer; default on a CPU",
-}
+from vlm_jax.config import bind, late
 
 
 def get_config(variant: str = ""):
@@ -34,13 +32,7 @@ def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: b
     config.text = bind(
         "data.text.Text", tokenizer=late("tokenizer"), length=64, canonicalise="siglip", eos="sticky", pad="eos"
     )
-    config.data = bind(
-        "data.pipeline.Pipeline",
-        source=bind("data.sources.parquet.Parquet", path="data/*.parquet", text_column="text"),
-        image=late("image"),
-        text=late("text"),
-        threads=16,
-    )
+    config.data = pairs()
 
     tower = dict(size=size, pool="map", scan=scan, activation="gelu_tanh", norm_eps=1e-6)
     config.task = bind(
@@ -71,33 +63,9 @@ def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: b
         schedule=bind("optim.schedules.Cosine", warmup_steps=20_000),
     )
 
-    # It needs no files; point evaluators of your own at labelled images the same way.
-    config.evals = dict(
-        zero_shot_shapes=bind(
-            "evaluate.zero_shot.ZeroShot",
-            source=bind(
-                "data.sources.shapes.Shapes",
-                size=480,
-                image_size=image_size,
-                split="test",
-                scenes="single",
-                pairs="all",
-            ),
-            image=late("image"),
-            text=late("text"),
-            templates=("a picture of a {}",),
-        )
-    )
+    config.evals = dict(zero_shot_shapes=zero_shot_shapes(image_size))
     if variant == "smoke":
-        config.total_examples = 4 * smoke_batch
-        config.batch_size = smoke_batch
-        config.tokenizer = "bytes"
-        config.log_steps = 1
-        config.data.source = bind("data.sources.shapes.Shapes", size=1000, image_size=image_size)
-        config.data.threads = 1
-        config.evals.zero_shot_shapes.source.size = 16
-        config.evals.zero_shot_shapes.batch_size = 16
-        config.optimizer.schedule.warmup_steps = 1
+        smoke(config, image_size=image_size, batch_size=smoke_batch)
     return config
 
 

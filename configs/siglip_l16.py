@@ -1,6 +1,6 @@
 """SigLIP ViT-L/16 at 256 pixels; see `siglip_b16` for where its numbers come from."""
 
-from vlm_jax.configs.siglip_b16 import VARIANTS as VARIANTS
+from vlm_jax.configs._shared import VARIANTS as VARIANTS
 from vlm_jax.configs.siglip_b16 import siglip
 
 

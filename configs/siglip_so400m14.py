@@ -4,7 +4,7 @@ See `siglip_b16` for where the other numbers come from. Its state needs more tha
 `--config.mesh.fsdp=N`.
 """
 
-from vlm_jax.configs.siglip_b16 import VARIANTS as VARIANTS
+from vlm_jax.configs._shared import VARIANTS as VARIANTS
 from vlm_jax.configs.siglip_b16 import siglip
 
 

@@ -68,7 +68,7 @@ class Stepper:
     def make(cls, experiment: Experiment, devices) -> Stepper:
         plan = startup.make_plan(experiment, devices)
         options = StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
-        update = make_train_step(experiment.task, plan.tx, plan.mesh, options)
+        update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options)
         rows = meshes.local_rows(plan.mesh, experiment.batch_size)
         batches = experiment.data.batches(seed=experiment.seed, batch_size=experiment.batch_size, rows=rows)
         return cls(plan, jax.jit(update, out_shardings=(plan.shardings, None)), batches, rows)

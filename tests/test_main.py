@@ -53,6 +53,15 @@ ERRORS = {
         ["--config=siglip_tiny", "--config.total_steps=5"],
         "warm-up of 100 steps does not fit",
     ),
+    "no average to evaluate": (["--config=siglip_tiny", "--bind=ZeroShot.weights=ema"], "weights=ema needs config.ema"),
+    "two units of an evaluator": (
+        ["--config=siglip_tiny", "--config.evals.retrieval.every_steps=1", "--config.evals.retrieval.every_percent=1"],
+        "every_steps=1 and every_percent=1 are both given",
+    ),
+    "a bucket as workdir": (["--config=siglip_tiny", "--workdir=gs://bucket/run"], "is no local folder"),
+    "infinity": (["--config=siglip_tiny", "--config.batch_size=1e999"], "takes int"),
+    "a flag with a value": (["--config=siglip_tiny", "--dry_run=1"], "--help lists the arguments"),
+    "an axis twice": (["--config=siglip_tiny", "--config.mesh.rules=(('.*','fsdp,fsdp'),)"], "names an axis twice"),
     "nothing to evaluate": (["--config=siglip_tiny", "--evaluate_only"], "new has no checkpoint to evaluate"),
     "no tokenizer": (["--config=siglip_b16:full"], "python -m vlm_jax.data.tokenizers train --output"),
     "unreadable tokenizer": (["--config=siglip_tiny", "--config.tokenizer={tmp}/bad.model"], r"bad\.model"),
@@ -107,8 +116,9 @@ def test_no_device_is_touched_before_mistakes_are_told(folder):
     assert done.stderr.count("error: ") == 4 and "Traceback" not in done.stderr
 
 
-def test_help_and_print_config_need_no_jax(tmp_path):
-    script = "import sys; from vlm_jax.main import main; main(['--help']); sys.exit('jax' in sys.modules)"
+def test_help_needs_no_jax_and_print_config_no_device(tmp_path):
+    script = "import sys; from vlm_jax.main import main; main(['--help']); sys.exit('jax' in sys.modules or "
+    script += "main(['--config=siglip_tiny', '--print_config']) or bool(sys.modules['jax']._src.xla_bridge._backends))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path).returncode == 0
 
 

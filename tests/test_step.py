@@ -42,6 +42,7 @@ def test_eight_devices_equal_one(tmp_path, recipe):
     base = small_experiment(tmp_path, recipe)
     value, wanted = gradients(base, jax.devices()[:1])
     layouts = [Layout(data=8), Layout(data=1, fsdp=8, min_size=1), Layout(data=2, fsdp=4, min_size=1)]
+    layouts.insert(0, Layout(data=4, tensor=2, rules=((".*/fc1/kernel", "-,tensor"), (".*/fc2/kernel", "tensor,-"))))
     for layout in layouts if recipe == "siglip_tiny" else layouts[-1:]:
         found, grads = gradients(dataclasses.replace(base, mesh=layout), jax.devices())
         assert found == pytest.approx(value, rel=1e-5)

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import FAST
-from tests.helpers import small_flags
-from vlm_jax import tree
-from vlm_jax.checkpoint import latest_step, load_params, read_meta
+from tests.helpers import small_experiment, small_flags
+from vlm_jax import startup, tree
+from vlm_jax.checkpoint import Store, latest_step, load_params, read_meta
+from vlm_jax.checkpoint.fingerprint import fingerprint
 from vlm_jax.main import main
 
 STEPS = 12
@@ -134,8 +135,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path,
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-    again = start(flags(tmp_path / "run"))
-    assert again.wait() == 0, again.stderr.read()
+    code, out = finished(flags(tmp_path / "run"))
+    assert code == 0 and "resumed from step 9" in out and "warning: " in out and "12" in out
+    assert (tmp_path / "run/checkpoints/12.damaged").is_dir()
     check_same(tmp_path / "run", whole)
 
 
@@ -177,8 +179,13 @@ def test_other_devices_restore_the_same_bits(whole, tmp_path, capsys):
     sharded = {"mesh__data": "2", "mesh__fsdp": "4", "mesh__min_size": "1"}
     longer = {"total_examples": str(16 * (STEPS + 1)), "checkpoint_steps": "1"}
     assert main(flags(tmp_path / "run", "--allow_config_change", **sharded, **longer)) == 0
-    assert read_meta(tmp_path / "run" / "checkpoints" / "12")["fingerprints"] == fingerprints(whole)
     assert "resumed from step 12" in capsys.readouterr().out
+    plan = startup.make_plan(small_experiment(tmp_path, **sharded), jax.devices())
+    with Store(whole) as store:
+        step, items, _ = store.restore_latest(startup.to_items(plan.placed()))
+    assert len(items["params"]["image"]["head"]["kernel"].sharding.device_set) == 8
+    found = {f"{item}/{name}": mark for item, tree in items.items() for name, mark in fingerprint(tree).items()}
+    assert step == 12 and found == fingerprints(whole)
 
 
 def test_parameters_start_another_run_and_positions_are_resampled(whole, tmp_path, capsys):

@@ -47,7 +47,7 @@ def test_two_units_are_an_error():
 
 
 def test_negative_and_percent_of_nothing_are_errors():
-    with pytest.raises(UserError, match="negative"):
+    with pytest.raises(UserError, match="from 0 on"):
         CLOCK.steps(Thing(warmup_steps=-1), "warmup")
     with pytest.raises(UserError, match="needs a total"):
         Clock(100, 1000).steps(Thing(warmup_percent=2), "warmup")

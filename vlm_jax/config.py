@@ -194,7 +194,16 @@ def build(node: Any, *, memo: dict[int, Any] | None = None, **late_values) -> An
             raise UserError(f"{node[LATE]!r} is known only at run time; {closest(node[LATE], late_values)}")
         return late_values[node[LATE]]
     if id(node) not in memo:
-        built = {key: build(value, memo=memo, **late_values) for key, value in items(node)}
+        known = (schema.parameters(resolve(node[TARGET])) if is_node(node) else None) or {}
+        built = {}
+        for key, value in items(node):
+            built[key] = build(value, memo=memo, **late_values)
+            if key in known and not is_mapping(value):  # 2.0 for an int is 2 here as it is in the filled config
+                try:
+                    built[key] = schema.coerce(built[key], known[key].annotation)
+                except schema.Mismatch:
+                    where = f"{node[TARGET]}.{key}"
+                    raise UserError(schema.wrong_type(where, value, known[key].annotation)) from None
         # The node is kept beside its object: an id must not be given to another node while the memo lives.
         memo[id(node)] = (node, resolve(node[TARGET])(**built) if is_node(node) else built)
     return memo[id(node)][1]

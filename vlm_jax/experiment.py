@@ -100,6 +100,12 @@ class Experiment:
         for name in ("log", "checkpoint", "evaluate"):
             self.clock.steps(self, name)
         self.optimizer.schedule.make(self.clock)
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"config.seed={self.seed} must be at least 0 and below 2^63.")
+        for name, evaluator in self.evals.items():
+            self.clock.steps(evaluator, "every")
+            if evaluator.weights == "ema" and self.ema is None:
+                raise UserError(f"config.evals.{name}.weights=ema needs config.ema, for example 0.9999.")
         spec = self.task.batch_spec(1)
         if "image" in spec and spec["image"].shape[1] != self.image.size:
             size = spec["image"].shape[1]
@@ -147,7 +153,7 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
     if not assets.is_dir():  # everything is checked before anything is written
         with tempfile.TemporaryDirectory() as trial:
             _build(config, spec, Path(trial))
-            shutil.copytree(trial, assets)
+            shutil.copytree(trial, assets, dirs_exist_ok=True)
     return _build(config, spec, assets)
 
 

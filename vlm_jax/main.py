@@ -17,11 +17,16 @@ USAGE = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything else."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help lists the arguments.")
+
+
+def parser() -> Parser:
     """The flags; `--config.KEY=VALUE` are taken out before, since a recipe decides which keys there are."""
-    p = argparse.ArgumentParser(
-        prog="python -m vlm_jax.main", usage=USAGE + " [options]", allow_abbrev=False, add_help=False
-    )
+    p = Parser(prog="python -m vlm_jax.main", usage=USAGE + " [options]", allow_abbrev=False, add_help=False)
     p.add_argument(
         "--config", metavar="NAME[:VARIANT]", help="a shipped recipe, a recipe's path, or the workdir of a run"
     )
@@ -96,7 +101,8 @@ def resolved_config(flags: argparse.Namespace, overrides: list[tuple[str, str]],
     config = configs.load(flags.config if variant is None else f"{flags.config}:{variant}")
     for text in flags.bind:
         count = apply_bind(config, text)
-        print(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
+        if variant is None:  # said once, also where the config is resolved again for a variant
+            print(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
     override_all(config, overrides)
     configs.check(config)
     return config
@@ -125,6 +131,10 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
     from vlm_jax import config as configs
 
     path = workdir / "config.json"
+    if "://" in str(workdir) or str(workdir).startswith("gs:"):
+        raise UserError(
+            f"--workdir={workdir} is no local folder; mount the bucket and name the folder it is mounted on."
+        )
     if workdir.is_file():
         raise UserError(f"--workdir={workdir} is a file; name a folder.")
     if not path.is_file():
@@ -139,17 +149,25 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
         print(f"config change: {change}")
 
 
+def show(text: str) -> None:
+    """Prints; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(argv: list[str]) -> int:
     """The whole program; returns the exit code."""
     flags, overrides = arguments(argv)
     if flags.help:
-        print(help_text())
+        show(help_text())
         return 0
     from vlm_jax import config as configs
 
     config = resolved_config(flags, overrides)
     if flags.print_config:
-        print("\n".join(configs.lines(configs.fill(config))))
+        show("\n".join(configs.lines(configs.fill(config))))
         return 0
     variant = cpu_variant(flags)
     if variant:
@@ -204,9 +222,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

@@ -48,6 +48,9 @@ class Layout:
             except re.error as error:
                 raise UserError(f"mesh.rules: {pattern!r} is no regular expression: {error}.") from error
             if spec not in ("replicate", "fsdp"):
+                named = [part.strip() for part in spec.split(",") if part.strip() != "-"]
+                if len(named) > len(set(named)):
+                    raise UserError(f"mesh.rules: {spec!r} names an axis twice.")
                 for part in spec.split(","):
                     if part.strip() not in (*AXES, "-"):
                         raise UserError(

@@ -15,6 +15,7 @@ from vlm_jax import flops, report, startup
 from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
+from vlm_jax.errors import UserError
 from vlm_jax.evaluate.base import Result
 from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
@@ -56,17 +57,9 @@ class Run:
         progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
         warn = lambda line: progress.note(f"warning: {line}")
         first = jax.process_index() == 0
-        if first:
-            workdir.mkdir(parents=True, exist_ok=True)
-            report.replace_file(workdir / "config.json", configs.to_json(config).encode())
         store = Store(workdir, keep=experiment.keep_checkpoints, stacks=plan.stacks, warn=warn)
         start = startup.begin(plan, store, warn)
         step = int(start.state.step)
-        files = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
-        if experiment.wandb:
-            files.append(report.WandbWriter(experiment.wandb, workdir, config=configs.plain(config)))
-        writers = report.Writers(files if first else [])
-        writers.truncate_after(step)
         rows = meshes.local_rows(plan.mesh, experiment.batch_size)
         batches = None
         if data:
@@ -78,8 +71,13 @@ class Run:
                 allow_change=allow_change,
                 overfit_batches=experiment.overfit_batches,
             )
+        # The run is accepted: from here on the workdir is its own.
+        writers = report.Writers(_files(experiment, config, workdir) if first else [])
+        if data and first:
+            report.replace_file(workdir / "config.json", configs.to_json(config).encode())
+            writers.truncate_after(step)
         options = StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
-        update = make_train_step(experiment.task, plan.tx, plan.mesh, options)
+        update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options)
         chrono = Chrono(
             batch_size=experiment.batch_size,
             total=experiment.clock.total,
@@ -109,7 +107,7 @@ class Run:
     def ahead(self) -> int:
         """Steps that may wait on the devices: enough to keep them busy, few enough to hold few batches.
 
-        None on several simulated CPU devices: programs with collectives that are in flight together starve each other
+        0 on several simulated CPU devices: programs with collectives that are in flight together starve each other
         of threads, up to a deadlock.
         """
         simulated = self.plan.mesh.size > 1 and self.plan.mesh.devices.flat[0].platform == "cpu"
@@ -131,38 +129,48 @@ class Run:
             f"{devices} x {kind}; {self.start.message}"
         )
 
+    def agreed(self, stop: bool, step: int) -> bool:
+        """Whether all processes stop: they compare at log times, for one that stops alone leaves the others waiting."""
+        if jax.process_count() == 1:
+            return stop
+        from jax.experimental import multihost_utils
+
+        return self.due("log", step) and bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+
     def next_batch(self) -> dict[str, jax.Array]:
         """The next batch, on the devices; only what the task reads is sent."""
         batch = next(self.batches)
         wanted = self.experiment.task.batch_spec(self.experiment.batch_size)
+        if missing := [name for name in wanted if name not in batch]:
+            raise UserError(
+                f"the task reads {', '.join(missing)}, which config.data does not give: it gives {', '.join(batch)}."
+            )
         return meshes.put({k: batch[k] for k in wanted}, self.rows, self.experiment.batch_size, self.plan.mesh)
 
     def due(self, name: str, step: int) -> bool:
         """Whether `log`, `checkpoint` or `evaluate` falls on this step."""
         defaults = {"log": max(1, min(50, self.total // 20)), "checkpoint": max(1, self.total // 5)}
-        return self._falls_on(step, self.experiment.clock.steps(self.experiment, name, defaults.get(name)))
+        every = self.experiment.clock.steps(self.experiment, name, defaults.get(name))
+        return bool(every) and step % every == 0
 
     def due_evaluators(self, step: int, last: bool) -> list[str]:
         """The evaluators of this step; after the last one, all."""
         clock, names = self.experiment.clock, []
         for name, evaluator in self.experiment.evals.items():
-            every = clock.steps(evaluator, "every") or clock.steps(self.experiment, "evaluate")
-            if last or self._falls_on(step, every):
+            every = clock.steps(evaluator, "every", clock.steps(self.experiment, "evaluate"))
+            # One that falls just before the end would be done twice.
+            if last or (every and step % every == 0 and self.total - step >= every / 2):
                 names.append(name)
         return names
-
-    def _falls_on(self, step: int, every: int | None) -> bool:
-        """Multiples of `every`, but not one so near the end that what is done there is done twice."""
-        return bool(every) and step % every == 0 and not 0 < self.total - step < every / 2
 
     def log(self, step: int, window: list[dict[str, jax.Array]]) -> None:
         """Writes the last step's metrics and the speed since the last time."""
         window = jax.device_get(window)
         values = {name: float(value) for name, value in window[-1].items()}
         values["skipped"] = sum(float(metrics["skipped"]) for metrics in window)
-        values["learning_rate"] = float(self.plan.schedule(step - 1))
-        values["examples_seen"] = float(step * self.experiment.batch_size)
-        values["unreadable"] = float(self.batches.state()["unreadable"])
+        data = self.batches.state()
+        values["examples_seen"] = float(data["next_index"])
+        values["unreadable"] = float(data["unreadable"])
         values.update(self.chrono.read(step, self.batches.wait_seconds()))
         self.writers.write(step, {f"train/{name}": value for name, value in values.items()})
         self.progress.update(step, values)
@@ -255,6 +263,14 @@ class Run:
             self.batches.close()
         self.store.close()
         self.writers.close()
+
+
+def _files(experiment: Experiment, config: Mapping, workdir: Path) -> list[Any]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files: list[Any] = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
+    if experiment.wandb:
+        files.append(report.WandbWriter(experiment.wandb, workdir, config=configs.plain(config)))
+    return files
 
 
 def _compilation_cache(folder: str | None) -> None:

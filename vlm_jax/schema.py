@@ -111,7 +111,7 @@ def coerce(value: Any, annotation: Any) -> Any:
         if isinstance(value, bool):
             return value
     elif annotation is int:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
             return int(value)
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -159,7 +159,8 @@ def parse(text: str, annotation: Any, where: str) -> Any:
     literal = _literal(text)
     candidates = [literal] if literal is not _UNREAD else []
     if any(_is_sequence(m) for m in members):
-        candidates.append(tuple(_word(part) for part in text.strip("[]()").split(",") if part.strip()))
+        inside = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+        candidates.append(tuple(_word(part) for part in inside.split(",") if part.strip()))
     if not isinstance(literal, str):
         candidates.append(text)
     if members == (str,):

@@ -35,7 +35,11 @@ class StepOptions:
 
 
 def make_train_step(
-    task: Task, tx: optax.GradientTransformation, mesh: Mesh, options: StepOptions
+    task: Task,
+    tx: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    options: StepOptions,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The update `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
@@ -72,6 +76,7 @@ def make_train_step(
         metrics = {
             **metrics,
             "loss": loss,
+            "learning_rate": schedule(_updates(train.opt)),
             "grad_norm": grad_norm,
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
@@ -80,6 +85,11 @@ def make_train_step(
         return train.replace(step=train.step + 1, params=params, opt=opt, state=state, ema=ema), metrics
 
     return update
+
+
+def _updates(opt: Any) -> jax.Array:
+    """Updates that the optimizer has made; a skipped step is none, so this may lag behind the step."""
+    return optax.tree_utils.tree_get_all_with_path(opt, "count")[-1][1]
 
 
 def _variables(params: Any, frozen: Any, state: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def _loop(run: Run, stop: Stop) -> int:
     window: list[dict[str, jax.Array]] = []
     in_flight: collections.deque[jax.Array] = collections.deque()
     run.progress.update(step)
-    while step < total and not stop:
+    while step < total and not run.agreed(bool(stop), step):
         # The order matters: the batch is asked for after the last save, so that a checkpoint's data state and its
         # parameters have seen the same examples.
         run.profile(step)
@@ -50,18 +50,22 @@ def _loop(run: Run, stop: Stop) -> int:
             window = []
         else:
             run.progress.update(step)
-        with run.chrono.pause():
-            if names := run.due_evaluators(step, step == total):
-                run.evaluate(state, step, names)
-            if run.due("checkpoint", step):
-                run.save(state, step)
-                saved = step
+        names, saving = run.due_evaluators(step, step == total), run.due("checkpoint", step)
+        if names or saving:
+            metrics["loss"].block_until_ready()  # the steps in flight are training, and not part of the pause
+            with run.chrono.pause():
+                if names:
+                    run.evaluate(state, step, names)
+                if saving:
+                    run.save(state, step)
+                    saved = step
     if window:
         run.log(step, window)
     if saved < step:
         run.save(state, step)
-    run.finish(state, step, stopped=bool(stop))
-    return stop.exit_code
+    stopped = step < total
+    run.finish(state, step, stopped)
+    return stop.exit_code if stopped else 0
 
 
 def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int:
@@ -78,7 +82,7 @@ def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int
 
 def dry_run(experiment: Experiment, config: Mapping, folder: Path) -> int:
     """One step, every evaluator, one save and one restore that is compared bit for bit, in a folder to throw away."""
-    run = Run.open(dataclasses.replace(experiment, resume=None), config, folder)
+    run = Run.open(dataclasses.replace(experiment, resume=None, wandb=None), config, folder)
     with run.progress:
         try:
             state, metrics = run.update(run.start.state, run.next_batch())

@@ -49,8 +49,8 @@ class Clock:
             both = " and ".join(f"{name}_{unit}={value:g}" for unit, value in given.items())
             raise UserError(f"{both} are both given; give one of them (set the other to None).")
         ((unit, value),) = given.items()
-        if value < 0:
-            raise UserError(f"{name}_{unit}={value:g} is negative.")
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name}_{unit}={value:g} must be a number from 0 on.")
         if unit == "percent" and self.total is None:
             raise UserError(f"{name}_percent needs a total; give {name}_steps, {name}_examples or {name}_epochs.")
         count = {

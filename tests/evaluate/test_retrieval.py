@@ -1,11 +1,18 @@
 """Retrieval against hand-computed cases: ties, equal captions, several captions an image."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_jax.evaluate.retrieval import recalls
+from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.sources.shapes import Shapes
+from vlm_jax.data.text import Text
+from vlm_jax.evaluate.base import TIE
+from vlm_jax.evaluate.retrieval import Retrieval, recalls
+from vlm_jax.mesh import Layout
 
 
 def unit(x):
@@ -21,6 +28,14 @@ def test_a_collapsed_model_scores_nothing():
     x = np.ones((12, 3))
     found = recalls(x, x, np.arange(12), np.arange(12))
     assert set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize("n", [12, 24, 101])
+def test_so_does_one_that_collapsed_to_any_direction(n):
+    """Products of equal f32 vectors differ by an ulp between the rows of a matrix."""
+    for seed in range(5):
+        x = np.repeat(unit(np.random.default_rng(seed).normal(size=(1, 64))), n, axis=0).astype(np.float32)
+        assert set(recalls(x, x, np.arange(n), np.arange(n)).values()) == {0.0}
 
 
 def test_equal_captions_are_all_right():
@@ -43,9 +58,41 @@ def test_equals_ranking_written_out(n, seed, block):
     images, texts, ids = unit(rng.normal(size=(n, 4))), unit(rng.normal(size=(n, 4))), rng.integers(0, n, n)
     scores, same = images @ texts.T, ids[:, None] == ids[None]
     rank = [
-        min(sum(scores[i, k] >= scores[i, j] and not same[i, k] for k in range(n)) for j in range(n) if same[i, j])
+        min(
+            sum(scores[i, k] >= scores[i, j] - TIE and not same[i, k] for k in range(n)) for j in range(n) if same[i, j]
+        )
         for i in range(n)
     ]
     found = recalls(images, texts, np.arange(n), ids, block=block)
+    back = recalls(texts, images, np.arange(n), ids, block=block)
     for k in (1, 5, 10):
         assert found[f"image_to_text_r{k}"] == pytest.approx(np.mean(np.array(rank) < k))
+        assert back[f"text_to_image_r{k}"] == found[f"image_to_text_r{k}"]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_the_whole_evaluator_on_any_devices_and_at_any_batch_size(devices, batch_size):
+    """Images that encode their caption's number: every caption is found, and pictures are shown."""
+    source = Shapes(size=33, image_size=32, split="test")
+    text = Text(length=64)
+    order = {source[i]["text"][0]: i for i in reversed(range(33))}
+    rows = text(list(order))
+    table = unit(np.random.default_rng(0).normal(size=(33, 8))).astype(np.float32)
+    images = np.stack([source[i]["image"] for i in range(33)])
+
+    def image_embedding(batch):
+        same = (jnp.asarray(images)[None] == batch[:, None]).all((2, 3, 4))
+        own = jnp.asarray([order[source[i]["text"][0]] for i in range(33)])
+        return jnp.asarray(table)[own[same.argmax(1)]]
+
+    def text_embedding(tokens):
+        same = (jnp.asarray(rows)[None] == tokens[:, None]).all(2)
+        return jnp.asarray(table)[jnp.asarray(list(order.values()))[same.argmax(1)]]
+
+    evaluator = Retrieval(source=source, image=ImageTransform(size=32), text=text, batch_size=batch_size, shown=(6, 2))
+    predict = {"image_embedding": image_embedding, "text_embedding": text_embedding}
+    result = evaluator(predict, Layout().make(jax.devices()[:devices]))
+    assert result["image_to_text_r1"] == result["text_to_image_r1"] == 1.0 and result["examples"] == 33
+    assert result.artifacts["similarity"].values.shape == (6, 6)
+    assert all(good for _, shown in result.artifacts["top images"].rows for _, _, good in shown[:1])

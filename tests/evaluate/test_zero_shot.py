@@ -34,6 +34,19 @@ class Plain:
         return {"image": image, "text": CLASSES[colour], "label": (colour + (i % 10 == 0)) % 3}
 
 
+@dataclasses.dataclass(frozen=True)
+class Labelled(Plain):
+    """The same images with labels of one's own."""
+
+    labels: tuple[int, ...] = ()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), "label": self.labels[i]}
+
+
 def predict():
     """An image is its mean colour; a text is the class whose first letter it ends with."""
     text = Text(length=8)
@@ -56,6 +69,17 @@ def test_exact_for_any_batch_size_and_devices(devices, batch_size):
     assert result["top1"] == pytest.approx(33 / 37)
     assert result["examples"] == 37
     assert {row[0] for row in result.artifacts["classes"].rows} == set(CLASSES)
+
+
+def test_records_of_no_class_are_not_scored_and_unknown_classes_are_an_error():
+    mesh = Layout().make(jax.devices()[:1])
+    mixed = dataclasses.replace(evaluator(), source=Labelled(labels=(0, -1, 2, -1)))
+    result = mixed(predict(), mesh)
+    assert result["examples"] == 2 and result["top1"] == 1.0
+    with pytest.raises(UserError, match="no label"):
+        dataclasses.replace(evaluator(), source=Labelled(labels=(-1, -1)))(predict(), mesh)
+    with pytest.raises(UserError, match="a label 3, where there are 3 classes"):
+        dataclasses.replace(evaluator(), source=Labelled(labels=(0, 3)))(predict(), mesh)
 
 
 def test_ties_count_against_the_model():

@@ -17,6 +17,8 @@ from vlm_jax.errors import UserError
 from vlm_jax.units import timed
 
 Predict = Mapping[str, Callable]
+# Cosines closer than this are equal: f32 products of the same vectors differ by an ulp between rows of a matrix.
+TIE = 1e-6
 
 
 class Result(dict[str, float]):
@@ -33,7 +35,7 @@ def rounded(batch_size: int, mesh: Mesh) -> int:
     return -(-batch_size // ways) * ways
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 @timed("every")
 class Evaluator:
     """What all evaluators have.

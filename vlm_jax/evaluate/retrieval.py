@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text, caption_ids
 from vlm_jax.errors import UserError
-from vlm_jax.evaluate.base import Evaluator, Predict, Result, embed_rows, embed_source
+from vlm_jax.evaluate.base import TIE, Evaluator, Predict, Result, embed_rows, embed_source
 from vlm_jax.report.artifacts import Gallery, Matrix
 
 RANKS = (1, 5, 10)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval(Evaluator):
     """Recall at 1, 5 and 10 over a source of images with captions, both ways.
 
@@ -30,9 +30,9 @@ class Retrieval(Evaluator):
       shown: pictures of the report: pairs of the similarity matrix, and queries with their five best images.
     """
 
-    source: Any = None
-    image: ImageTransform = ImageTransform()
-    text: Text = Text()
+    source: Any
+    image: ImageTransform
+    text: Text
     captions: int = 1
     shown: tuple[int, int] = (24, 6)
 
@@ -109,7 +109,7 @@ def recalls(
             scores = queries[start : start + block] @ keys.T
             right = right_of(slice(start, start + block))
             top = np.where(right, scores, -np.inf).max(1, keepdims=True)
-            best.append(((scores >= top) & ~right).sum(1))
+            best.append(((scores >= top - TIE) & ~right).sum(1))
         rank = np.concatenate(best)
         return {k: float((rank < k).mean()) for k in RANKS}
 

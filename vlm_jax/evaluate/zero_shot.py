@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
-from vlm_jax.evaluate.base import Evaluator, Predict, Result, embed_rows, embed_source
+from vlm_jax.evaluate.base import TIE, Evaluator, Predict, Result, embed_rows, embed_source
 from vlm_jax.report.artifacts import Table
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroShot(Evaluator):
     """Top-1 and top-5 accuracy over a labelled source.
 
@@ -27,9 +27,9 @@ class ZeroShot(Evaluator):
       templates: prompts with `{}` where the name goes.
     """
 
-    source: Any = None
-    image: ImageTransform = ImageTransform()
-    text: Text = Text()
+    source: Any
+    image: ImageTransform
+    text: Text
     templates: tuple[str, ...] = ("a photo of a {}.",)
     class_names: tuple[str, ...] = ()
 
@@ -58,7 +58,11 @@ class ZeroShot(Evaluator):
         """`top1`, `top5` (more than five classes), `mean_per_class`, and `examples`, the number scored."""
         embedded = embed_source(predict["image_embedding"], self.source, self.image, self.batch_size, mesh)
         scores = embedded.vectors @ self.classes(predict, mesh).T
-        labels = embedded.columns["label"]
+        labels = embedded.columns.get("label", np.full(len(scores), -1))
+        scores, labels = scores[labels >= 0], labels[labels >= 0]  # records of no class are not scored
+        if not len(labels) or labels.max() >= len(self.names):
+            what = f"a label {labels.max()}" if len(labels) else "no label"
+            raise UserError(f"ZeroShot: {self.source.name} has {what}, where there are {len(self.names)} classes.")
         rank = ranks(scores, labels)
         per_class = [(name, rank[labels == i]) for i, name in enumerate(self.names) if (labels == i).any()]
         metrics = {
@@ -73,6 +77,6 @@ class ZeroShot(Evaluator):
 
 
 def ranks(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """How many wrong classes score at least as high as the right one: ties count against the model."""
+    """How many wrong classes score at least as high as the right one: ties (see `TIE`) count against the model."""
     right = np.take_along_axis(scores, labels[:, None], 1)
-    return (scores >= right).sum(1) - 1
+    return (scores >= right - TIE).sum(1) - 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm_jax.report import pictures
 from vlm_jax.report.artifacts import Gallery, Matrix, Table
-from vlm_jax.report.format import duration, number
+from vlm_jax.report.format import number
 from vlm_jax.report.series import COUNT, Panel, Series, collect, evaluation_panels, natural, training_panels
 from vlm_jax.report.style import CSS
 from vlm_jax.report.writers import read_metrics, replace_file
@@ -77,7 +77,6 @@ def _facts(series: Mapping[str, Series]) -> dict[str, str]:
         facts["Step"] = f"{max(s.last()[0] for s in series.values()):,}"
     for name, title, show in (
         ("train/examples_seen", "Examples seen", number),
-        ("train/elapsed_s", "Time", duration),
         ("train/loss", "Loss", number),
     ):
         if name in series:

@@ -25,7 +25,7 @@ TRAINING = {
 }
 LOGARITHMIC = ("Loss", "Norms")  # panels that get a logarithmic axis where their values span decades
 # Clocks: they say where the run is, and as curves they would be straight lines.
-CLOCKS = r"train/(eta.*|epochs?|examples(_seen)?|elapsed.*|seconds|time.*)"
+CLOCKS = r"train/(eta.*|epochs?|examples(_seen)?|seconds|time.*)"
 COUNT = "examples"  # an evaluator's number of examples: it belongs to its heading, not among its results
 LOWER_IS_BETTER = r"(^|_)(loss|nll|perplexity|ppl|error|rank|fid|distance)(_|$)"
 

@@ -1,0 +1,44 @@
+"""What recipes at full size share: pairs from Parquet, an evaluator that needs no files, and the `smoke` variant."""
+
+from vlm_jax.config import bind, late
+
+VARIANTS = {
+    "full": "the recipe; needs --config.tokenizer=PATH and --config.data.source.path=FILES (Parquet)",
+    "smoke": "the same model on any machine: small batch, 4 steps, drawn shapes, byte tokenizer; default on a CPU",
+}
+
+
+def pairs():
+    """Image-text pairs in Parquet files with the columns `image` and `text`."""
+    return bind(
+        "data.pipeline.Pipeline",
+        source=bind("data.sources.parquet.Parquet", path="data/*.parquet", text_column="text"),
+        image=late("image"),
+        text=late("text"),
+        threads=16,
+    )
+
+
+def zero_shot_shapes(image_size: int):
+    """Drawn shapes by colour and shape; bind evaluators of labelled images of your own the same way."""
+    shapes = dict(size=480, image_size=image_size, split="test", scenes="single", pairs="all")
+    return bind(
+        "evaluate.zero_shot.ZeroShot",
+        source=bind("data.sources.shapes.Shapes", **shapes),
+        image=late("image"),
+        text=late("text"),
+        templates=("a picture of a {}",),
+    )
+
+
+def smoke(config, *, image_size: int, batch_size: int):
+    """Changes a recipe so that a laptop takes a few steps of the same model in about a minute."""
+    config.total_examples = 4 * batch_size
+    config.batch_size = batch_size
+    config.tokenizer = "bytes"
+    config.log_steps = 1
+    config.data.source = bind("data.sources.shapes.Shapes", size=1000, image_size=image_size)
+    config.data.threads = 1
+    config.evals.zero_shot_shapes.source.size = 16
+    config.evals.zero_shot_shapes.batch_size = 16
+    config.optimizer.schedule.warmup_steps = 1
