@@ -1,0 +1,39 @@
+"""The program of a run: its update, jitted, and the FLOPs in it. Training runs it, and `vlm_jax.plan` compiles it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from vlm_jax import flops, startup
+from vlm_jax.experiment import Experiment
+from vlm_jax.optim import merge
+from vlm_jax.step import StepOptions, make_train_step
+from vlm_jax.tasks.base import Context
+
+
+def options(experiment: Experiment) -> StepOptions:
+    return StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
+
+
+def jitted_update(plan: startup.Plan) -> Callable:
+    """`(state, batch) -> (state, metrics)`; the state is given up to the new one."""
+    experiment = plan.experiment
+    update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options(experiment))
+    return jax.jit(update, donate_argnums=0, out_shardings=(plan.shardings, None))
+
+
+def model_flops(plan: startup.Plan) -> float:
+    """Model FLOPs of a step, by the convention of MFU: three times the forward pass."""
+    experiment, state = plan.experiment, plan.abstract
+    parts = experiment.microbatches
+
+    def forward(params, frozen, state, batch, key):
+        variables = {"params": merge(params, frozen), "state": state, "frozen": frozen}
+        ctx = Context(key=key, step=0, total_steps=experiment.clock.total, mesh=plan.mesh)
+        return experiment.task.loss(variables, batch, ctx)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = experiment.task.batch_spec(experiment.batch_size // parts)
+    return 3.0 * parts * flops.count(forward, state.params, state.frozen, state.state, batch, key)
