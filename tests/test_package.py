@@ -98,7 +98,7 @@ def test_every_package_and_recipe_is_installed(tmp_path):
     assert done.returncode == 0, done.stderr
     listed = set(ast.literal_eval(done.stdout))
     folders = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "vlm_jax").rglob("__init__.py")}
-    assert listed == folders | {"vlm_jax.configs"}
+    assert listed == folders | {"vlm_jax.configs", "vlm_jax.launch_templates"}
     orphans = [p for p in (ROOT / "vlm_jax").rglob("*.py") if not (p.parent / "__init__.py").exists()]
     assert not orphans
 
