@@ -1,12 +1,10 @@
 """Mistakes cost nothing: each is one line before anything is written or started."""
 
-import pathlib
-import stat
-
 import pytest
 
 from tests.launch.cases import CASES, CLOUD, GOOGLE, IMAGE, RUN, WHEEL, rendered
-from vlm_jax.launch.command import INSTALL, main
+from tests.launch.stand_ins import environment, stand_in
+from vlm_jax.launch.command import INSTALL, main, parse
 from vlm_jax.launch.targets import TARGETS
 
 GKE = ["gke", "--topology=v6e:16x16", IMAGE, "--bucket=my-bucket"]
@@ -72,19 +70,10 @@ def test_a_missing_tool_says_how_to_install_it(name, capsys, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def stand_in(folder: pathlib.Path, name: str, text: str) -> None:
-    """A program `name` in `folder`."""
-    path = folder / name
-    path.write_text(f"#!/bin/bash\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-
 @pytest.mark.parametrize("code", [0, 3])
 def test_start_writes_shows_and_runs(code, capfd, tmp_path, monkeypatch):
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    stand_in(tools, "kubectl", f'printf "<%s>" "$@"; exit {code}')
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    stand_in(tmp_path, "kubectl", f'printf "<%s>" "$@"; exit {code}')
+    monkeypatch.setenv("PATH", environment(tmp_path)["PATH"])
     monkeypatch.chdir(tmp_path)
     assert main(CASES["gke"]) == code
     out, err = capfd.readouterr()
@@ -105,8 +94,6 @@ def test_a_config_of_this_machine_is_pointed_out(tmp_path):
 
 def test_a_value_is_never_a_flag_of_the_launch():
     words = ["--bind", "ViT.depth=3", "--config.tokenizer", "--name=x"]
-    from vlm_jax.launch.command import parse
-
     _, _, job = parse([*GKE, *words, *CLOUD])
     assert job.name == "siglip-b16-full"
     assert {"--bind=ViT.depth=3", "--config.tokenizer=--name=x"} <= set(job.arguments)
