@@ -25,8 +25,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import compiler, open_clip_peer, pictures
+from benchmarks import open_clip_peer, pictures
 from benchmarks.variants import AXIS, LOSSES, VARIANTS, abstract_inputs, gradients, kept_for_backward
+from vlm_jax.plan import hlo
 from vlm_jax.ring import ring_order
 
 MIB = 2**20
@@ -66,12 +67,15 @@ def compiled(machine: str, batch: int, dim: int = DIM, dtype=jnp.bfloat16) -> It
             row["kept"] = kept_for_backward(loss, variant, mesh.size, batch, dim, dtype)
             try:
                 lowered = gradients(loss, variant, mesh).lower(*abstract_inputs(loss, batch, dim, dtype, mesh))
-                found = compiler.read(lowered.compile())
+                program = hlo.read(lowered.compile())
             except jax.errors.JaxRuntimeError as error:
-                yield row | {"fits": False, "memory": compiler.memory_needed(error)}
+                needed = hlo.memory_needed(error)
+                if needed is None:
+                    raise
+                yield row | {"fits": False, "memory": needed}
                 continue
-            row |= {"fits": True, "memory": found["temporaries"], "collectives": found["collectives"]}
-            yield row | ({"ms": found["cycles"] / CLOCK * 1e3, "floor_ms": floor} if estimates else {})
+            row |= {"fits": True, "memory": program.temporaries, "collectives": program.by_kind()}
+            yield row | ({"ms": program.cycles / CLOCK * 1e3, "floor_ms": floor} if estimates else {})
 
 
 def kept(counts: list[int], batch: int, dim: int = DIM) -> Iterator[dict[str, Any]]:
