@@ -1,0 +1,5 @@
+"""Pallas kernels and their plain formulas, chosen by the platform that a program is compiled for."""
+
+from vlm_jax.nn.kernels.select import attention
+
+__all__ = ["attention"]
