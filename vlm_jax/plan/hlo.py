@@ -112,11 +112,20 @@ def read(program: Any) -> Program:
 
 def memory_needed(error: Exception) -> int | None:
     """Bytes that a program needs which the compiler refused for want of memory; None for any other error."""
-    found = re.search(r"\(([\d.]+)([KMG])\) exceeds|Used ([\d.]+)([KMG]) of", str(error))
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds|Used ([\d.]+)([KMGT]) of", str(error))
     if not found:
         return None
     number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
-    return int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit])
+    return int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[unit])
+
+
+def memory_available(error: Exception) -> int | None:
+    """Bytes that there are for a program, from the same message."""
+    found = re.search(r"available HBM \(([\d.]+)([MG])\)|Used [\d.]+[KMG] of ([\d.]+)([MG])", str(error))
+    if not found:
+        return None
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return int(float(number) * {"M": 2**20, "G": 2**30}[unit])
 
 
 # Text
