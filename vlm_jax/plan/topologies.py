@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import math
 import re
 from typing import Any
@@ -195,7 +194,7 @@ def devices(topology: Topology) -> list[Any]:
 def check_installed(topology: Topology) -> None:
     """Raises UserError, with the command that helps, where what compiles for the topology is missing."""
     jax_version = importlib.metadata.version("jax")
-    if topology.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
+    if topology.platform == "tpu" and not _installed("libtpu"):
         raise UserError(
             f"--plan={topology.name} needs libtpu, the TPU's compiler, which runs on any x86 Linux machine: "
             f"pip install 'jax[tpu]=={jax_version}'"
