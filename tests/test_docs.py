@@ -22,18 +22,20 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from vlm_jax import config as configs
+from vlm_jax.launch.command import main as launch
 from vlm_jax.main import main
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # tests/losses/test_docs.py runs that page
 RUNNING = [page for page in PAGES if page.name != "losses.md"]
 SETTING_UP = ("pip", "venv", "git", "cd", ".", "ruff", "pytest")
+ELSEWHERE = ("docker", "gcloud", "kubectl", "scancel", "sky")  # programs of clouds and clusters
 FOLDERS = r"(?:vlm_jax|configs|docs|tests|benchmarks|launch|\.ci)"
 
 
@@ -77,6 +79,8 @@ def shell(block: Block, folder: pathlib.Path, cache: pathlib.Path) -> str:
 
 def one_command(words: list[str], runs: bool, more: list[str], folder: pathlib.Path, cache: pathlib.Path) -> str:
     program, module = words[0], words[2] if words[1:2] == ["-m"] else ""
+    if program == "python" and module == "vlm_jax.launch":
+        return in_process([*words[3:], *([] if "--dry_run" in words else ["--dry_run"])], launch)
     if program == "python" and module in ("vlm_jax.main", "vlm_jax.data.tokenizers"):
         if module == "vlm_jax.main" and not runs:
             return in_process([*words[3:], "--print_config"])
@@ -85,15 +89,15 @@ def one_command(words: list[str], runs: bool, more: list[str], folder: pathlib.P
     if program == "python" and module == "pytest":
         assert all((ROOT / path).exists() for path in words[3:] if path.startswith("tests")), words
     else:
-        assert (module or program) in SETTING_UP, f"no test for the command {words}"
+        assert (module or program) in (*SETTING_UP, *ELSEWHERE), f"no test for the command {words}"
     return ""
 
 
-def in_process(argv: list[str]) -> str:
-    """`python -m vlm_jax.main`; whether it fails is for the page to say, with the error as its output."""
+def in_process(argv: list[str], program: Callable[[list[str]], int] = main) -> str:
+    """`python -m vlm_jax.main`, or `.launch`; whether it fails is for the page to say, with the error as its output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = main(argv)
+        code = program(argv)
     assert code == (2 if out.getvalue().startswith("error: ") else 0)
     return out.getvalue()
 
@@ -240,5 +244,9 @@ def test_readme_names_every_recipe():
 
 
 def test_readme_links_to_every_page():
-    text = (ROOT / "README.md").read_text()
-    assert [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in text] == []
+    """To those of a folder of `docs/` through its index."""
+    readme, index = (ROOT / "README.md").read_text(), (ROOT / "docs/launch/index.md").read_text()
+    linked = lambda page: (
+        f"({page.relative_to(ROOT)})" in readme or (page.parent.name == "launch" and f"({page.name})" in index)
+    )
+    assert [page.name for page in PAGES[1:] if not linked(page)] == []

@@ -45,6 +45,7 @@ def test_v5_is_v5p():
 
 def test_gpus_and_processes():
     assert Topology.parse("4*h100:8").devices == 32
+    assert Topology.parse("h100:32") == Topology.parse("4*h100:8")
     assert Topology.parse("cpu:2").devices == 2
 
 
@@ -64,6 +65,8 @@ def test_gpus_and_processes():
         ("v4:16x16x20", "at most 4096 chips"),
         ("h100:2x4", "takes one number"),
         ("2*cpu:2", "write cpu:4"),
+        ("h100:12", "a node has at most 8 GPUs"),
+        ("2*h100:16", "a node has at most 8 GPUs"),
     ],
 )
 def test_wrong_names_say_what_there_is(name, says):

@@ -49,6 +49,7 @@ TPUS = {
     "v6e": Generation("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard-{}t", 256, IMAGE),
 }
 ALIASES = {"v5": "v5p", "v5litepod": "v5e"}
+NODE = 8  # GPUs of one machine; h100:32 is 4*h100:8
 GPUS = ("a100", "a100-80gb", "h100", "h200", "b200", "l4")
 
 
@@ -73,7 +74,10 @@ class Topology:
         kind, shape = ALIASES.get(match[2], match[2]), tuple(map(int, match[3].split("x")))
         if kind not in (*TPUS, *GPUS, "cpu"):
             raise UserError(f"--topology={text}: no hardware {kind!r}; {closest(kind, [*TPUS, *GPUS, 'cpu'])}")
-        topology = cls(kind, shape, int(match[1] or 1))
+        count = int(match[1] or 1)
+        if kind in GPUS and len(shape) == 1 and count == 1 and shape[0] > NODE and shape[0] % NODE == 0:
+            count, shape = shape[0] // NODE, (NODE,)
+        topology = cls(kind, shape, count)
         topology.validate(text)
         return topology
 
@@ -84,6 +88,8 @@ class Topology:
                 raise UserError(f"--topology={text}: {self.kind}:N takes one number: {unit}.")
             if self.kind == "cpu" and self.count > 1:
                 raise UserError(f"--topology={text}: cpu:N is N processes on one machine; write cpu:{self.devices}.")
+            if self.is_gpu and self.chips > NODE:
+                raise UserError(f"--topology={text}: a node has at most {NODE} GPUs; write NODES*{self.kind}:{NODE}.")
         elif self.tpu.flat:
             if self.shape_name not in FLAT:
                 raise UserError(f"--topology={text}: {self.kind} slices are {', '.join(FLAT)}.")

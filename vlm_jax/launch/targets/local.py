@@ -24,7 +24,7 @@ class Local:
         count = topology.devices
         device = "--gpus" if topology.is_gpu else "--cpu"
         command = (
-            *(self.python, "-m", "vlm_jax.launch.processes", f"--count={count}", device, f"--logs={job.folder}"),
+            *(self.python, "-m", "vlm_jax.launch.spawn", f"--count={count}", device, f"--logs={job.folder}"),
             *("--", self.python, "-m", "vlm_jax.main", *job.arguments),
         )
         return Launch(

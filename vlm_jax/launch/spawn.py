@@ -1,4 +1,4 @@
-"""`python -m vlm_jax.launch.processes`: N processes of one program on this machine, which live and die together."""
+"""`python -m vlm_jax.launch.spawn`: N processes of one program on this machine, which live and die together."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _wait(processes: list[subprocess.Popen], logs: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m vlm_jax.launch.processes", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m vlm_jax.launch.spawn", allow_abbrev=False)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--gpus", action="store_true")

@@ -31,7 +31,7 @@ if sys.argv[1] != "--end":
 
 
 def start(folder: pathlib.Path, how: str, *, device: str = "--cpu", count: int = 2) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vlm_jax.launch.processes", f"--count={count}", device, f"--logs={folder}", "--"]
+    command = [sys.executable, "-m", "vlm_jax.launch.spawn", f"--count={count}", device, f"--logs={folder}", "--"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, sys.executable, "-c", PROGRAM, how], **pipes)
 
@@ -55,7 +55,7 @@ def test_each_has_its_number_its_device_and_its_log(tmp_path):
 def test_processes_of_a_cpu_see_one_device(tmp_path):
     """Here XLA_FLAGS asks for eight; between processes that would be eight each."""
     show = "import os; print(os.environ['JAX_PLATFORMS'], os.environ['XLA_FLAGS'])"
-    command = [sys.executable, "-m", "vlm_jax.launch.processes", "--count=1", "--cpu", f"--logs={tmp_path}", "--"]
+    command = [sys.executable, "-m", "vlm_jax.launch.spawn", "--count=1", "--cpu", f"--logs={tmp_path}", "--"]
     env = {**os.environ, "XLA_FLAGS": "--xla_a=1 --xla_force_host_platform_device_count=8"}
     out = subprocess.run([*command, sys.executable, "-c", show], env=env, capture_output=True, text=True, timeout=60)
     assert out.stdout.split() == ["cpu", "--xla_a=1"], out.stderr
