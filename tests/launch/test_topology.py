@@ -6,6 +6,8 @@ import pytest
 
 from vlm_jax.errors import UserError
 from vlm_jax.launch.topology import FLAT, Topology
+from vlm_jax.plan.topologies import CHIPS
+from vlm_jax.plan.topologies import parse as plan
 
 # From Google's pages on TPU versions and on planning TPUs in GKE.
 GOOGLE = {
@@ -47,6 +49,15 @@ def test_gpus_and_processes():
     assert Topology.parse("4*h100:8").devices == 32
     assert Topology.parse("h100:32") == Topology.parse("4*h100:8")
     assert Topology.parse("cpu:2").devices == 2
+
+
+def test_names_are_those_of_the_plan():
+    """Whatever was planned can be launched, but for single chips of v4 and v5p, which nobody lets."""
+    planned = [f"2*{kind}:{shape}" for kind, chip in CHIPS.items() for shape in chip.shapes if shape != "1x1x1"]
+    planned += [f"{kind}:8" for kind, chip in CHIPS.items() if not chip.shapes]
+    assert len(planned) > 40
+    for name in planned:
+        assert Topology.parse(name).devices == plan(name).size
 
 
 @pytest.mark.parametrize(
