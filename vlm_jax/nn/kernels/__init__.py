@@ -1,5 +1,6 @@
 """Pallas kernels and their plain formulas, chosen by the platform that a program is compiled for."""
 
+from vlm_jax.nn.kernels.add_norm import add_layer_norm
 from vlm_jax.nn.kernels.select import attention
 
-__all__ = ["attention"]
+__all__ = ["add_layer_norm", "attention"]

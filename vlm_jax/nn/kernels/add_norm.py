@@ -1,0 +1,235 @@
+"""Residual sum and LayerNorm in one pass over memory: `x + y`, and its norm."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from vlm_jax.nn.kernels.geometry import LANES
+from vlm_jax.nn.kernels.varying import same_type
+
+# Elements of one operand in a grid step: a few hundred KiB, so that a step is longer than its overhead.
+BLOCK = 2**18
+# Tokens that are worked on at once. More hide the latency of sums along lanes, and spill registers: 8, 16, 32 and 64
+# take 60, 45, 38 and 37 thousand cycles backward on a v5e (32 x 200 x 768).
+ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    epsilon: float
+    interpret: Any
+
+
+def add_layer_norm(
+    x: Float[Array, "*batch dim"],
+    y: Float[Array, "*batch dim"] | None,
+    scale: Float[Array, " dim"],
+    bias: Float[Array, " dim"],
+    *,
+    epsilon: float,
+    interpret: Any = False,
+) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch dim"]]:
+    """`(x + y, LayerNorm(x + y))` in the dtype of `x`; `y` may be None.
+
+    The sum is rounded to that dtype before the norm, as by an addition of its own (XLA may keep it unrounded where the
+    plain formula runs). Statistics are f32, and the
+    variance is E[z^2] - E[z]^2 (one pass), never below 0. `scale` and `bias` are cast to f32, and their gradients are
+    f32 sums. On a TPU it is one kernel forward and one backward, for widths that are multiples of 128; the backward
+    computes the statistics again. Anywhere else it is the plain formula.
+
+    A program over several devices must call it inside `jax.shard_map`.
+
+    Args:
+      interpret: as for `vlm_jax.nn.kernels.attention`.
+    """
+    scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
+    operands, _ = same_type([x, scale, bias] if y is None else [x, scale, bias, y])
+    return _add_norm(*operands[:3], operands[3] if y is not None else None, Options(epsilon, interpret))
+
+
+def plain_add_layer_norm(
+    x: Array, scale: Array, bias: Array, y: Array | None, *, epsilon: float
+) -> tuple[Array, Array]:
+    """The formula. What is summed along the last axis is f32."""
+    z = x if y is None else x + y
+    normed, _ = _normed(z.astype(jnp.float32), epsilon)
+    return z, (normed * scale + bias).astype(x.dtype)
+
+
+def _normed(z: Array, epsilon: float) -> tuple[Array, Array]:
+    """(z - mean) / deviation, and 1 / deviation, along the last axis."""
+    mean = jnp.mean(z, axis=-1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(z * z, axis=-1, keepdims=True) - mean * mean, 0)
+    inverse = lax.rsqrt(variance + epsilon)
+    return (z - mean) * inverse, inverse
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _add_norm(x, scale, bias, y, options):
+    return _forward(x, scale, bias, y, options)
+
+
+def _add_norm_forward(x, scale, bias, y, options):
+    z, out = _forward(x, scale, bias, y, options)
+    return (z, out), (z, scale, y is None)
+
+
+def _add_norm_backward(options, residuals, bars):
+    z, scale, alone = residuals
+    x_bar, scale_bar, bias_bar = _backward(z, scale, *bars, options)
+    return x_bar, scale_bar, bias_bar, None if alone else x_bar
+
+
+_add_norm.defvjp(_add_norm_forward, _add_norm_backward)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _forward(x, scale, bias, y, options):
+    plain = functools.partial(plain_add_layer_norm, epsilon=options.epsilon)
+    return _choose(_forward_kernel_call, plain, options, x, scale, bias, y)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _backward(z, scale, z_bar, out_bar, options):
+    def plain(z, scale, z_bar, out_bar):
+        wide, sum_bar, bar = (v.astype(jnp.float32) for v in (z, z_bar, out_bar))
+        norm = lambda z, scale, bias: _normed(z, options.epsilon)[0] * scale + bias
+        branch, scale_bar, bias_bar = jax.vjp(norm, wide, scale, jnp.zeros_like(scale))[1](bar)
+        return (branch + sum_bar).astype(z.dtype), scale_bar, bias_bar
+
+    return _choose(_backward_kernel_call, plain, options, z, scale, z_bar, out_bar)
+
+
+def _choose(kernel, plain, options: Options, *operands):
+    x = operands[0]
+    kernel = functools.partial(kernel, options=options)
+    if options.interpret:
+        return kernel(*operands)
+    if x.shape[-1] % LANES or x.size == 0 or _block(x.shape) is None:
+        return plain(*operands)
+    return lax.platform_dependent(*operands, tpu=kernel, default=plain)
+
+
+def _block(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Images and tokens of one grid step, or None where the number of tokens is large and has no fit divisor."""
+    images, time, width = _three(shape)
+    if time * width > BLOCK:
+        fits = [n for n in range(8, BLOCK // width + 1, 8) if time % n == 0]
+        return (1, max(fits)) if fits else (1, time) if time * width <= 4 * BLOCK else None
+    return max(n for n in range(1, BLOCK // (time * width) + 1) if images % n == 0), time
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """[images, tokens, width]. Tokens stay an axis of their own: merging it into another would move the array."""
+    *images, time, width = (1, *shape) if len(shape) > 1 else (1, 1, *shape)
+    return math.prod(images), time, width
+
+
+def _pieces(images: int, time: int, body: Callable, carry: Any) -> Any:
+    """`body(image, rows, carry)` over every piece of `ROWS` tokens of every image, and over what is left of it."""
+    whole, rest = divmod(time, ROWS)
+
+    def image(b, carry):
+        if whole:
+            piece = lambda i, carry: body(b, pl.ds(pl.multiple_of(i * ROWS, ROWS), ROWS), carry)
+            carry = lax.fori_loop(0, whole, piece, carry)
+        return body(b, pl.ds(whole * ROWS, rest), carry) if rest else carry
+
+    return lax.fori_loop(0, images, image, carry)
+
+
+def _forward_kernel(x_ref: Any, scale_ref: Any, bias_ref: Any, *rest: Any, epsilon: float) -> None:
+    *with_y, out_ref = rest
+
+    def piece(b, rows, _):
+        z = x_ref[b, rows].astype(jnp.float32)
+        if with_y:
+            y_ref, sum_ref = with_y
+            total = (z + y_ref[b, rows].astype(jnp.float32)).astype(x_ref.dtype)
+            sum_ref[b, rows] = total
+            z = total.astype(jnp.float32)
+        out_ref[b, rows] = (_normed(z, epsilon)[0] * scale_ref[...] + bias_ref[...]).astype(out_ref.dtype)
+
+    _pieces(*x_ref.shape[:2], piece, None)
+
+
+def _backward_kernel(
+    z_ref: Any, scale_ref: Any, z_bar_ref: Any, out_bar_ref: Any, x_bar_ref: Any, sums_ref: Any, *, epsilon: float
+) -> None:
+    """`sums_ref` [1, 2, 8, width]: what is left to add up for the gradients of scale and bias."""
+    width = z_ref.shape[-1]
+
+    def piece(b, rows, sums):
+        normed, inverse = _normed(z_ref[b, rows].astype(jnp.float32), epsilon)
+        out_bar = out_bar_ref[b, rows].astype(jnp.float32)
+        normed_bar = out_bar * scale_ref[...]
+        mean = jnp.mean(normed_bar, axis=-1, keepdims=True)
+        slope = jnp.mean(normed_bar * normed, axis=-1, keepdims=True)
+        branch = (normed_bar - mean - normed * slope) * inverse
+        x_bar_ref[b, rows] = (branch + z_bar_ref[b, rows].astype(jnp.float32)).astype(x_bar_ref.dtype)
+        return sums[0] + _eighths(out_bar * normed), sums[1] + _eighths(out_bar)
+
+    zeros = jnp.zeros((8, width), jnp.float32)
+    sums = _pieces(*z_ref.shape[:2], piece, (zeros, zeros))
+    sums_ref[0, 0], sums_ref[0, 1] = sums
+
+
+def _eighths(x: Array) -> Array:
+    """[rows, width] -> [8, width] with the same sum over rows."""
+    missing = -x.shape[0] % 8
+    if missing:
+        x = jnp.concatenate([x, jnp.zeros((missing, x.shape[1]), x.dtype)])
+    return x.reshape(-1, 8, x.shape[1]).sum(axis=0)
+
+
+def _call(stage: str, kernel: Any, operands: list[Array], outs: list[str], options: Options) -> list[Array]:
+    """`operands`: arrays of the first one's shape, and vectors of its width. `outs`: "like" it, or "sums"."""
+    operands, kind = same_type(operands)
+    x = operands[0]
+    images, time, width = _three(x.shape)
+    step_images, step_time = _block(x.shape)
+    grid = (images // step_images, time // step_time)
+    big = pl.BlockSpec((step_images, step_time, width), lambda b, t: (b, t, 0))
+    vector = pl.BlockSpec((1, width), lambda b, t: (0, 0))
+    sums = pl.BlockSpec((1, 2, 8, width), lambda b, t: (b * grid[1] + t, 0, 0, 0))
+    shapes = {"like": ((images, time, width), x.dtype), "sums": ((math.prod(grid), 2, 8, width), jnp.float32)}
+    shaped = [v.reshape(1, width) if v.ndim == 1 < x.ndim else v.reshape(images, time, width) for v in operands]
+    results = pl.pallas_call(
+        functools.partial(kernel, epsilon=options.epsilon),
+        grid=grid,
+        in_specs=[vector if v.ndim == 2 else big for v in shaped],
+        out_specs=[{"like": big, "sums": sums}[out] for out in outs],
+        out_shape=[jax.ShapeDtypeStruct(*shapes[out], manual_axis_type=kind) for out in outs],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=32 * 2**20),
+        cost_estimate=pl.CostEstimate(
+            flops=16 * x.size,
+            transcendentals=x.size // width,
+            bytes_accessed=x.size * x.dtype.itemsize * (sum(v.ndim == 3 for v in shaped) + outs.count("like")),
+        ),
+        name=f"add_norm_{stage}_b{images}_t{time}_d{width}",
+        interpret=options.interpret,
+    )(*shaped)
+    return [r.reshape(x.shape) if out == "like" else r for r, out in zip(results, outs)]
+
+
+def _forward_kernel_call(x, scale, bias, y, *, options):
+    if y is None:
+        return x, _call("forward", _forward_kernel, [x, scale, bias], ["like"], options)[0]
+    return tuple(_call("forward", _forward_kernel, [x, scale, bias, y], ["like", "like"], options))
+
+
+def _backward_kernel_call(z, scale, z_bar, out_bar, *, options):
+    x_bar, sums = _call("backward", _backward_kernel, [z, scale, z_bar, out_bar], ["like", "sums"], options)
+    scale_bar, bias_bar = sums.sum(axis=(0, 2))
+    return x_bar, scale_bar, bias_bar
