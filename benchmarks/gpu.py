@@ -72,11 +72,9 @@ def measure_ours(size: Size, batch: int, repeats: int) -> dict[str, Any]:
 
     from vlm_jax import config as configs
     from vlm_jax import mesh as meshes
-    from vlm_jax import startup
+    from vlm_jax import program, startup
     from vlm_jax.experiment import open_experiment
     from vlm_jax.overrides import override
-    from vlm_jax.run import _flops
-    from vlm_jax.step import StepOptions, make_train_step
 
     config = configs.load("siglip_b16:smoke")
     changes = {f"task.model.{tower}.{k}": v for tower in ("image", "text") for k, v in size._asdict().items()}
@@ -86,9 +84,7 @@ def measure_ours(size: Size, batch: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         experiment = open_experiment(config, pathlib.Path(folder))
     plan = startup.make_plan(experiment, jax.devices()[:1])
-    options = StepOptions(experiment.clock.total, experiment.seed)
-    update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options)
-    update = jax.jit(update, donate_argnums=0, out_shardings=(plan.shardings, None))
+    update = program.jitted_update(plan)
     images, tokens = random_batch(batch)
     rows = np.arange(batch)
     arrays = meshes.put({"image": images, "text": tokens, "caption_id": rows.astype(np.int32)}, rows, batch, plan.mesh)
@@ -101,7 +97,7 @@ def measure_ours(size: Size, batch: int, repeats: int) -> dict[str, Any]:
     assert np.isfinite(held["metrics"]["loss"])
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    return {"seconds": seconds, "peak": peak, "device": device.device_kind, "flops": _flops(plan, options)}
+    return {"seconds": seconds, "peak": peak, "device": device.device_kind, "flops": program.model_flops(plan)}
 
 
 def measure_peer(size: Size, batch: int, repeats: int) -> dict[str, Any]:
