@@ -96,8 +96,11 @@ _add_norm.defvjp(_add_norm_forward, _add_norm_backward)
 
 @functools.partial(jax.jit, static_argnums=4)
 def _forward(x, scale, bias, y, options):
+    def kernel(x, scale, bias, y):
+        return forward([x] if y is None else [x, y], [scale, bias], options)
+
     plain = functools.partial(plain_add_layer_norm, epsilon=options.epsilon)
-    return _choose(_forward_kernel_call, plain, options, x, scale, bias, y)
+    return _choose(kernel, plain, options, x, scale, bias, y)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -108,12 +111,14 @@ def _backward(z, scale, z_bar, out_bar, options):
         branch, scale_bar, bias_bar = jax.vjp(norm, wide, scale, jnp.zeros_like(scale))[1](bar)
         return (branch + sum_bar).astype(z.dtype), scale_bar, bias_bar
 
-    return _choose(_backward_kernel_call, plain, options, z, scale, z_bar, out_bar)
+    def kernel(z, scale, z_bar, out_bar):
+        return backward([z, z_bar, out_bar], [scale], options)
+
+    return _choose(kernel, plain, options, z, scale, z_bar, out_bar)
 
 
 def _choose(kernel, plain, options: Options, *operands):
     x = operands[0]
-    kernel = functools.partial(kernel, options=options)
     if options.interpret:
         return kernel(*operands)
     if x.shape[-1] % LANES or x.size == 0 or _block(x.shape) is None:
@@ -149,15 +154,15 @@ def _pieces(images: int, time: int, body: Callable, carry: Any) -> Any:
     return lax.fori_loop(0, images, image, carry)
 
 
-def _forward_kernel(x_ref: Any, scale_ref: Any, bias_ref: Any, *rest: Any, epsilon: float) -> None:
-    *with_y, out_ref = rest
+def _forward_kernel(x_ref: Any, *rest: Any, epsilon: float) -> None:
+    *y_ref, scale_ref, bias_ref = rest[: len(rest) // 2 + 1]
+    *sum_ref, out_ref = rest[len(rest) // 2 + 1 :]
 
     def piece(b, rows, _):
         z = x_ref[b, rows].astype(jnp.float32)
-        if with_y:
-            y_ref, sum_ref = with_y
-            total = (z + y_ref[b, rows].astype(jnp.float32)).astype(x_ref.dtype)
-            sum_ref[b, rows] = total
+        if y_ref:
+            total = (z + y_ref[0][b, rows].astype(jnp.float32)).astype(x_ref.dtype)
+            sum_ref[0][b, rows] = total
             z = total.astype(jnp.float32)
         out_ref[b, rows] = (_normed(z, epsilon)[0] * scale_ref[...] + bias_ref[...]).astype(out_ref.dtype)
 
@@ -165,7 +170,7 @@ def _forward_kernel(x_ref: Any, scale_ref: Any, bias_ref: Any, *rest: Any, epsil
 
 
 def _backward_kernel(
-    z_ref: Any, scale_ref: Any, z_bar_ref: Any, out_bar_ref: Any, x_bar_ref: Any, sums_ref: Any, *, epsilon: float
+    z_ref: Any, z_bar_ref: Any, out_bar_ref: Any, scale_ref: Any, x_bar_ref: Any, sums_ref: Any, *, epsilon: float
 ) -> None:
     """`sums_ref` [1, 2, 8, width]: what is left to add up for the gradients of scale and bias."""
     width = z_ref.shape[-1]
@@ -193,43 +198,47 @@ def _eighths(x: Array) -> Array:
     return x.reshape(-1, 8, x.shape[1]).sum(axis=0)
 
 
-def _call(stage: str, kernel: Any, operands: list[Array], outs: list[str], options: Options) -> list[Array]:
-    """`operands`: arrays of the first one's shape, and vectors of its width. `outs`: "like" it, or "sums"."""
-    operands, kind = same_type(operands)
+def _call(stage: str, kernel: Any, arrays: list, vectors: list, outs: list[str], options: Options) -> list[Array]:
+    """`arrays` have one shape, `vectors` its width. `outs`: "like" an array, or "sums"."""
+    operands, kind = same_type([*arrays, *vectors])
     x = operands[0]
     images, time, width = _three(x.shape)
     step_images, step_time = _block(x.shape)
     grid = (images // step_images, time // step_time)
-    big = pl.BlockSpec((step_images, step_time, width), lambda b, t: (b, t, 0))
+    array = pl.BlockSpec((step_images, step_time, width), lambda b, t: (b, t, 0))
     vector = pl.BlockSpec((1, width), lambda b, t: (0, 0))
     sums = pl.BlockSpec((1, 2, 8, width), lambda b, t: (b * grid[1] + t, 0, 0, 0))
     shapes = {"like": ((images, time, width), x.dtype), "sums": ((math.prod(grid), 2, 8, width), jnp.float32)}
-    shaped = [v.reshape(1, width) if v.ndim == 1 < x.ndim else v.reshape(images, time, width) for v in operands]
     results = pl.pallas_call(
         functools.partial(kernel, epsilon=options.epsilon),
         grid=grid,
-        in_specs=[vector if v.ndim == 2 else big for v in shaped],
-        out_specs=[{"like": big, "sums": sums}[out] for out in outs],
+        in_specs=[array] * len(arrays) + [vector] * len(vectors),
+        out_specs=[{"like": array, "sums": sums}[out] for out in outs],
         out_shape=[jax.ShapeDtypeStruct(*shapes[out], manual_axis_type=kind) for out in outs],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=32 * 2**20),
         cost_estimate=pl.CostEstimate(
             flops=16 * x.size,
             transcendentals=x.size // width,
-            bytes_accessed=x.size * x.dtype.itemsize * (sum(v.ndim == 3 for v in shaped) + outs.count("like")),
+            bytes_accessed=x.size * x.dtype.itemsize * (len(arrays) + outs.count("like")),
         ),
         name=f"add_norm_{stage}_b{images}_t{time}_d{width}",
         interpret=options.interpret,
-    )(*shaped)
+    )(
+        *(v.reshape(images, time, width) for v in operands[: len(arrays)]),
+        *(v.reshape(1, width) for v in operands[len(arrays) :]),
+    )
     return [r.reshape(x.shape) if out == "like" else r for r, out in zip(results, outs)]
 
 
-def _forward_kernel_call(x, scale, bias, y, *, options):
-    if y is None:
-        return x, _call("forward", _forward_kernel, [x, scale, bias], ["like"], options)[0]
-    return tuple(_call("forward", _forward_kernel, [x, scale, bias, y], ["like", "like"], options))
+def forward(arrays: list[Array], vectors: list[Array], options: Options) -> tuple[Array, Array]:
+    """The kernel. `arrays`: x, or x and y; `vectors`: scale and bias."""
+    outs = ["like"] * len(arrays)
+    results = _call("forward", _forward_kernel, arrays, vectors, outs, options)
+    return results[0] if len(arrays) > 1 else arrays[0], results[-1]
 
 
-def _backward_kernel_call(z, scale, z_bar, out_bar, *, options):
-    x_bar, sums = _call("backward", _backward_kernel, [z, scale, z_bar, out_bar], ["like", "sums"], options)
+def backward(arrays: list[Array], vectors: list[Array], options: Options) -> tuple[Array, Array, Array]:
+    """The kernel. `arrays`: the sum, its cotangent and that of the result; `vectors`: scale."""
+    x_bar, sums = _call("backward", _backward_kernel, arrays, vectors, ["like", "sums"], options)
     scale_bar, bias_bar = sums.sum(axis=(0, 2))
     return x_bar, scale_bar, bias_bar

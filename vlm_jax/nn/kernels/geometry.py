@@ -8,7 +8,7 @@ import math
 LANES = 128
 MAX_TILE = 256
 # Double-buffered blocks and scratch; VMEM is 128 MiB on v5e and v6e, less on older chips.
-VMEM_BYTES = 40 * 2**20
+VMEM_BYTES = 48 * 2**20
 # A grid step costs some hundred cycles whatever it does; short texts share one.
 ROWS_OF_TOKENS = 256
 # The more heads in line, the better the pipeline is filled, and the longer the kernel compiles.

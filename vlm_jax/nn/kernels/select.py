@@ -46,8 +46,9 @@ def attention(
 
     On a TPU this is one kernel on the activations as they lie, for widths that are multiples of 128, heads of any
     multiple of 8 (64 and 128 waste least; 72, 80, 88 or 96 are computed without padding in memory), and times whose
-    activations fit the vector memory: about 900 tokens at width 768. Longer sequences go to splash attention, other
-    widths to the plain formula. On a GPU it is cuDNN's, without masks, for bf16 and f16; anywhere else the plain
+    activations fit the vector memory: about 1,050 tokens at width 768, 750 at 1152. Longer sequences go to splash
+    attention (on one device; inside a checked `jax.shard_map`, which refuses it, to the plain formula), other widths to
+    the plain formula. On a GPU it is cuDNN's, without masks, for bf16 and f16; anywhere else the plain
     formula. Only `qkv`, the result and the log-sum-exp are kept for the backward pass, whatever the platform.
 
     A program over several devices must call it inside `jax.shard_map`: a kernel is not partitioned for it.
@@ -151,7 +152,8 @@ def _others(qkv, ids, options: Options) -> dict:
     o = options
     static = {"num_heads": o.num_heads, "causal": o.causal, "valid": o.valid}
     branches = {"default": functools.partial(plain_attention, **static)}
-    if qkv.shape[1] >= SPLASH_FROM:
+    # Splash attention's results have no type inside a checked `shard_map`, which refuses it.
+    if qkv.shape[1] >= SPLASH_FROM and not jax.typeof(qkv).manual_axis_type.varying:
         branches["tpu"] = functools.partial(splash.long_attention, **static)
     if ids is None and cudnn_supports(qkv, o.num_heads):
         branches["cuda"] = lambda qkv, ids: cudnn_attention(qkv, **static)

@@ -1,0 +1,95 @@
+"""The kernels as the real TPU compiler takes them, without a TPU. Needs libtpu."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vlm_jax.nn.kernels import add_layer_norm, attention
+from vlm_jax.nn.kernels.geometry import VMEM_BYTES, Geometry, supports
+
+pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    """`tpu("v5e:2x2") -> Mesh` over `data`."""
+    from jax.experimental import topologies
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+        def describe(name: str) -> Mesh:
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+            return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+        yield describe
+
+
+def compiled(f, mesh: Mesh, *shapes):
+    """The program of `f`'s gradient over the mesh, its arguments split by rows."""
+    rows = NamedSharding(mesh, P("data"))
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=(P("data"),) * len(shapes), out_specs=P("data"))
+    loss = lambda *args: mapped(*args).astype(jnp.float32).sum()
+    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for shape, dtype in shapes]
+    return jax.jit(jax.grad(loss)).lower(*shapes).compile()
+
+
+def kernels(program) -> set[str]:
+    return set(re.findall(r"([^/\"]+)/pallas_call", program.as_text()))
+
+
+def both(name: str) -> set[str]:
+    return {name.format("forward"), name.format("backward")}
+
+
+def test_a_vision_layer(tpu):
+    """Sum, norm, projection, attention: all kernels are there, named with what each device has of the batch."""
+
+    def layer(x, y, weight):
+        width = x.shape[-1]
+        total, h = add_layer_norm(x, y, jnp.ones(width), jnp.zeros(width), epsilon=1e-6)
+        return total + attention(h @ weight[0], num_heads=12, valid=196)
+
+    x = ((8, 200, 768), jnp.bfloat16)
+    program = compiled(layer, tpu("v5e:2x2"), x, x, ((4, 768, 3 * 768), jnp.bfloat16))
+    assert kernels(program) == both("attention_{}_b2_t200_h12x64_k196") | both("add_norm_{}_b2_t200_d768")
+
+
+@pytest.mark.parametrize(
+    "topology, batch, time, width, num_heads, options",
+    [
+        ("v5e:2x2", 32, 64, 768, 12, {"causal": True}),
+        ("v6e:2x2", 4, 256, 1152, 16, {}),
+        ("v6e:2x2", 4, 196, 1024, 8, {"segment_ids": True}),
+        ("v5e:2x2", 4, 729, 1152, 16, {}),
+    ],
+)
+def test_attention(tpu, topology, batch, time, width, num_heads, options):
+    """Text, So400m/14 at 224 and at 384 (padded to whole tiles), and packed sequences of an uneven length."""
+    masked = options.pop("segment_ids", False)
+    ids = [((batch, time), jnp.int32)] if masked else []
+    program = compiled(
+        lambda qkv, *ids: attention(qkv, *ids, num_heads=num_heads, **options),
+        tpu(topology),
+        ((batch, time, 3 * width), jnp.bfloat16),
+        *ids,
+    )
+    padded = 736 if time == 729 else time
+    flags = "_causal" * options.get("causal", False) + "_masked" * masked
+    name = f"_b{batch // 4}_t{padded}_h{num_heads}x{width // num_heads}_k{time}{flags}"
+    assert kernels(program) == both("attention_{}" + name)
+
+
+def test_what_fits():
+    assert supports(1024, 768, 12, 2) and supports(729, 1152, 16, 2)
+    assert not supports(2048, 768, 12, 2)
+    assert Geometry(1, 1024, 768, 12, 1024, 2, masked=True).vmem_bytes() <= VMEM_BYTES
+    assert not supports(16, 192, 3, 2) and not supports(16, 128, 32, 2)
