@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vlm_jax import mesh as meshes
+from vlm_jax import partition
 from vlm_jax.errors import UserError
 from vlm_jax.mesh import Layout
 
@@ -98,4 +99,37 @@ def test_batches_must_divide_over_the_devices():
 def test_explain_names_the_rule():
     layout = Layout(data=1, fsdp=8)
     lines = meshes.explain(PARAMS, layout, layout.make(jax.devices()), STACKS)
-    assert len(lines) == 5 and any("image/blocks/02/kernel" in line and ".* -> fsdp" in line for line in lines)
+    assert len(lines) == 5 and lines[2].name == "image/blocks/00/kernel"
+    assert lines[2].bytes_per_device == 128 * 512 * 4 // 8 and "largest dimension" in str(lines[2])
+    assert "below min_size" in str(lines[0])
+
+
+def test_large_parameters_that_stay_whole_are_told():
+    layout = Layout(data=1, fsdp=8)
+    mesh = layout.make(jax.devices())
+    params = {"odd": jax.ShapeDtypeStruct((1001, 1001), np.float32)}
+    (line,) = partition.warnings(meshes.explain(params, layout, mesh, {}), mesh)
+    assert "odd (1001, 1001) is whole on every device" in line and "fsdp=8" in line
+    assert not partition.warnings(
+        meshes.explain(params, Layout(), Layout().make(jax.devices()), {}), Layout().make(jax.devices())
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spec"),
+    [
+        ("image/blocks/00/attn/qkv/kernel", (64, 192), P(("fsdp", "tensor"), None)),
+        ("image/blocks/00/attn/out/kernel", (64, 64), P("tensor", "fsdp")),
+        ("image/blocks/00/mlp/fc1/kernel", (64, 256), P("fsdp", "tensor")),
+        ("image/blocks/00/mlp/fc2/kernel", (256, 64), P("tensor", "fsdp")),
+        ("image/pool/kv/kernel", (64, 128), P(("fsdp", "tensor"), None)),
+        ("text/embed/token", (1000, 64), P("tensor", "fsdp")),
+        ("image/embed/patch/kernel", (4, 4, 3, 64), P(None, None, None, "fsdp")),
+        ("text/head/kernel", (64, 30), P("fsdp", None)),
+        ("image/blocks/00/mlp/fc1/kernel", (63, 256), P(None, "tensor")),
+        ("image/blocks/00/mlp/fc1/bias", (256,), P()),
+    ],
+)
+def test_parameters_go_by_their_logical_axes(name, shape, spec):
+    layout = Layout(data=2, fsdp=2, tensor=2, min_size=512)
+    assert partition.place(name, shape, layout, layout.make(jax.devices())).spec == spec

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm_jax import config as configs
 from vlm_jax.data.image import ImageTransform
@@ -44,6 +44,7 @@ class Experiment:
       batch_size: pairs of the global batch. microbatches: parts it is worked through in.
       ema: decay of the moving average of the parameters; None keeps none.
       mesh: axes and rules of partition.
+      grad_dtype: what gradients of matrices are summed in over devices; bfloat16 halves their messages.
       keep_checkpoints: how many steps stay on disk.
       resume: a workdir to continue from where this one has no checkpoint; everything is taken over.
       init_from: a workdir or checkpoint whose parameters are the start.
@@ -67,6 +68,7 @@ class Experiment:
     microbatches: int = 1
     ema: float | None = None
     mesh: Layout = Layout()
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
     keep_checkpoints: int = 3
     resume: str | None = None
     init_from: str | None = None

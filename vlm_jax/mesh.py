@@ -1,4 +1,4 @@
-"""The device mesh: axes `data`, `fsdp`, `tensor`; which parameter lies where, by rules over names; batches by rows."""
+"""The device mesh: axes `data`, `fsdp`, `tensor`, and batches by rows. Parameters: `vlm_jax.partition`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vlm_jax import tree
 from vlm_jax.errors import UserError, closest
+from vlm_jax.nn.shard import BATCH_AXES
+from vlm_jax.partition import explain, follow, shardings
 from vlm_jax.ring import ring_order
 
+__all__ = ["AXES", "BATCH_AXES", "Layout", "explain", "follow", "shardings"]
+
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,14 @@ class Layout:
 
     A rule is (regular expression over the whole per-layer name, spec); the first that matches counts. A spec is
     `replicate`, `fsdp` (the largest dimension that the axis divides, where the array has at least `min_size`
-    elements), or one axis name a dimension, `-` for none: `-,tensor`.
+    elements), or one axis name a dimension, `-` for none: `-,tensor`. What no rule matches goes by what it is:
+    see `vlm_jax.partition.LOGICAL_AXES`, which shard over `fsdp` and `tensor` what has `min_size` elements.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    rules: tuple[tuple[str, str], ...] = ((".*", "fsdp"),)
+    rules: tuple[tuple[str, str], ...] = ()
     min_size: int = 2**14
 
     def __post_init__(self):
@@ -93,84 +96,6 @@ def batch_devices(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-# Parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where a parameter lies, and the rule that put it there."""
-
-    rule: str
-    spec: PartitionSpec
-
-
-def place(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> Placement:
-    """The placement of one per-layer parameter. Raises UserError where an explicit rule does not fit the shape."""
-    for pattern, spec in layout.rules:
-        if not re.fullmatch(pattern, name):
-            continue
-        rule = f"{pattern} -> {spec}"
-        if spec == "replicate":
-            return Placement(rule, PartitionSpec())
-        if spec == "fsdp":
-            return Placement(rule, _largest(shape, layout.min_size, mesh.shape["fsdp"]))
-        axes = [None if part.strip() == "-" else part.strip() for part in spec.split(",")]
-        if len(axes) != len(shape) or any(a and size % mesh.shape[a] for a, size in zip(axes, shape)):
-            raise UserError(f"mesh.rules: {rule} does not fit {name} of shape {shape} on mesh {dict(mesh.shape)}.")
-        return Placement(rule, PartitionSpec(*axes))
-    return Placement("no rule", PartitionSpec())
-
-
-def _largest(shape: tuple[int, ...], min_size: int, ways: int) -> PartitionSpec:
-    fits = [i for i, size in enumerate(shape) if size % ways == 0]
-    if ways == 1 or not fits or np.prod(shape) < min_size:
-        return PartitionSpec()
-    chosen = max(fits, key=lambda i: shape[i])
-    return PartitionSpec(*(["fsdp" if i == chosen else None for i in range(len(shape))]))
-
-
-def shardings(params: Any, layout: Layout, mesh: Mesh, stacks: Mapping[str, int]) -> Any:
-    """A tree of shardings for the live `params`; the layers of a scanned group must agree on their rule."""
-
-    def one(name: str, leaf) -> NamedSharding:
-        names = tree.per_layer_names(name, leaf.shape, stacks)
-        if names is None:
-            return NamedSharding(mesh, place(name, leaf.shape, layout, mesh).spec)
-        placements = {place(n, leaf.shape[1:], layout, mesh) for n in names}
-        if len(placements) > 1:
-            raise UserError(f"mesh.rules split the scanned layers of {name}; use one rule for all, or scan=False.")
-        return NamedSharding(mesh, PartitionSpec(None, *placements.pop().spec))
-
-    return tree.map_with_name(one, params)
-
-
-def follow(state: Any, params: Any, params_shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for an optimizer state: what has a parameter's name and shape lies with it, the rest is replicated."""
-    known = {
-        name: (leaf.shape, sharding)
-        for (name, leaf), sharding in zip(tree.flatten(params).items(), jax.tree.leaves(params_shardings))
-    }
-
-    def one(name: str, leaf) -> NamedSharding:
-        parts = name.split("/")
-        for start in range(len(parts)):
-            shape, sharding = known.get("/".join(parts[start:]), (None, None))
-            if shape == leaf.shape:
-                return sharding
-        return replicated(mesh)
-
-    return tree.map_with_name(one, state)
-
-
-def explain(params: Any, layout: Layout, mesh: Mesh, stacks: Mapping[str, int]) -> list[str]:
-    """One line a per-layer parameter: name, shape, spec, the rule that matched."""
-    out = []
-    for name, leaf in tree.flatten(tree.unstack(params, stacks)).items():
-        placement = place(name, leaf.shape, layout, mesh)
-        out.append(f"{name}  {tuple(leaf.shape)}  {tuple(placement.spec)}  {placement.rule}")
-    return out
-
-
 # Batches
 
 
@@ -197,7 +122,7 @@ def put(batch: Mapping[str, np.ndarray], rows: np.ndarray, batch_size: int, mesh
 
     def one(local: np.ndarray) -> jax.Array:
         shape = (batch_size, *local.shape[1:])
-        if len(rows) == batch_size:
+        if sharding.is_fully_addressable:
             return jax.device_put(local, sharding)
         pick = lambda index: local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
         return jax.make_array_from_callback(shape, sharding, pick)

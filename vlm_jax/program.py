@@ -14,7 +14,8 @@ from vlm_jax.tasks.base import Context
 
 
 def options(experiment: Experiment) -> StepOptions:
-    return StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
+    e = experiment
+    return StepOptions(e.clock.total, e.seed, e.microbatches, e.ema, e.grad_dtype)
 
 
 def jitted_update(plan: startup.Plan) -> Callable:

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from vlm_jax import accumulate
+from vlm_jax.nn import shard
 from vlm_jax.optim import merge
 from vlm_jax.state import TrainState
 from vlm_jax.tasks.base import Batch, Context, Task, is_contrastive
@@ -26,12 +27,14 @@ class StepOptions:
       seed: of the random keys that losses get.
       microbatches: parts that the batch is worked through in; see `vlm_jax.accumulate`.
       ema: decay of the moving average of the parameters; None keeps none.
+      grad_dtype: gradients of matrices are summed over devices in it; "bfloat16" halves the messages.
     """
 
     total_steps: int
     seed: int = 0
     microbatches: int = 1
     ema: float | None = None
+    grad_dtype: str = "float32"
 
 
 def make_train_step(
@@ -53,6 +56,10 @@ def make_train_step(
         return in_parts(task, variables, train.params, train.state, batch, ctx, options.microbatches)
 
     def update(train: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        with shard.under(mesh, options.grad_dtype):
+            return _update(train, batch)
+
+    def _update(train: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         ctx = Context(
             key=jax.random.fold_in(jax.random.key(options.seed), train.step),
             step=train.step,

@@ -177,8 +177,10 @@ class Tower:
         for tap in taps:
             check("tap", tap, self.tap_names)
         outputs = {"embed": x}
-        x, blocks = self._blocks.apply(params["blocks"], x, None if mask is None else mask[:, None], taps=taps)
-        x = outputs["ln_post"] = self._parts["ln_post"](params["ln_post"], x)
+        mask_of_keys = None if mask is None else mask[:, None]
+        stream, blocks = self._blocks.stream(params["blocks"], x, mask_of_keys, taps=taps)
+        _, x = self._parts["ln_post"](params["ln_post"], *stream, method="add")
+        outputs["ln_post"] = x
         x = outputs["pool"] = self._parts["pool"](params["pool"], x, mask) if self.pool == "map" else pool(x)
         if self.out_dim is not None:
             x = self._parts["head"](params["head"], x)

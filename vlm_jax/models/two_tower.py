@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vlm_jax.errors import UserError
 from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.vit import ViT
+from vlm_jax.nn import shard
 from vlm_jax.nn.functional import Params
 
 Variables = dict[str, Params]
@@ -91,10 +92,11 @@ class TwoTower:
 
         uint8 images are normalised here; float images are taken as the tower sees them.
         """
+        image = shard.constrain(image, "batch", None, None, None)
         if image.dtype == jnp.uint8:
             image = normalize(image, self.image_mean, self.image_std)
         out, aux = self.image.apply(variables["params"]["image"], image, train=train, key=key, taps=taps)
-        return unit_norm(out), aux
+        return shard.constrain(unit_norm(out), "batch", None), aux
 
     def encode_text(
         self,
@@ -106,8 +108,9 @@ class TwoTower:
         taps: Sequence[str] = (),
     ) -> tuple[Float[Array, "batch dim"], dict[str, Any]]:
         """Unit-norm f32 embeddings of token ids, and `aux` with the text tower's `taps`."""
+        text = shard.constrain(text, "batch", None)
         out, aux = self.text.apply(variables["params"]["text"], text, train=train, key=key, taps=taps)
-        return unit_norm(out), aux
+        return shard.constrain(unit_norm(out), "batch", None), aux
 
     def scale(self, variables: Variables) -> Float[Array, ""]:
         """What similarities are multiplied by: exp(t')."""

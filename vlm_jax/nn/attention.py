@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vlm_jax.nn import kernels, shard
 from vlm_jax.nn.initializers import Initializers
 from vlm_jax.nn.layers import linear
 
@@ -24,17 +25,25 @@ def attend(
 
     It takes the matmul's output as it is, `[query | key | value]` with heads innermost-but-one, so that a kernel can
     stand in for it without a change of layout. `mask` is true where a query (axis 1) may see a key (axis 2).
+
+    In bf16 it is the platform's kernel (`vlm_jax.nn.kernels.attention`), which keeps no [time, time] weights for the
+    backward pass. In f32, and for a mask that differs between queries, it is the plain formula.
     """
+    if qkv.dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1):
+        seen = None if mask is None else mask[:, 0]
+        return kernels.attention(qkv, key_mask=seen, num_heads=num_heads, causal=causal)
     batch, time, _ = qkv.shape
     query, key, value = jnp.unstack(qkv.reshape(batch, time, 3, num_heads, -1), axis=2)
-    if mask is not None:
-        mask = mask[:, None]
+    mask = None if mask is None else mask[:, None]
     out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
     return out.reshape(batch, time, -1)
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention with an output projection. `remat` recomputes the [time, time] weights in the backward pass."""
+    """Self-attention with an output projection.
+
+    `remat` recomputes the [time, time] weights in the backward pass; bf16's kernels do that of themselves.
+    """
 
     def __init__(
         self,
@@ -48,14 +57,21 @@ class SelfAttention(nnx.Module):
         init: Initializers,
         rngs: nnx.Rngs,
     ):
-        self.qkv = linear(width, 3 * width, bias=bias, init=init.qkv, dtype=dtype, rngs=rngs)
-        self.out = linear(width, width, init=init.out, dtype=dtype, rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.qkv = linear(width, 3 * width, bias=bias, axes=("rows", "heads"), groups=3, init=init.qkv, **options)
+        self.out = linear(width, width, axes=("heads", "embed"), init=init.out, **options)
         self.num_heads, self.causal, self.remat = num_heads, causal, remat
 
     def __call__(
         self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch #time time"] | None = None
     ) -> Float[Array, "batch time dim"]:
-        core = functools.partial(attend, num_heads=self.num_heads, causal=self.causal)
-        if self.remat:
+        num_heads = shard.part(self.num_heads, "heads", "attention heads")
+        core = functools.partial(attend, num_heads=num_heads, causal=self.causal)
+        if self.remat and self.out.dtype != jnp.bfloat16:
             core = jax.checkpoint(core)
-        return self.out(core(self.qkv(x), mask))
+        fused, seen = ("batch", None, "heads"), ("batch", None, None)
+        if mask is None:
+            out = shard.per_shard(lambda qkv: core(qkv, None), [fused], fused)(self.qkv(x))
+        else:
+            out = shard.per_shard(core, [fused, seen], fused)(self.qkv(x), mask)
+        return self.out(out)

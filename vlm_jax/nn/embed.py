@@ -11,7 +11,9 @@ from jax.nn.initializers import he_normal, lecun_normal
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
+from vlm_jax.nn import shard
 from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.layers import project
 from vlm_jax.nn.positions import resample, sincos2d
 
 
@@ -35,8 +37,9 @@ class PatchProjection(nnx.Module):
         self.size, self.dtype = size, dtype
 
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows cols dim"]:
-        kernel = self.kernel[...].astype(self.dtype)
-        x = patchify(image.astype(self.dtype), self.size) @ kernel.reshape(-1, kernel.shape[-1])
+        kernel = self.kernel[...]
+        patches = patchify(image.astype(self.dtype), self.size)
+        x = project(patches, kernel.reshape(-1, kernel.shape[-1]), (None, "embed"))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
@@ -108,12 +111,46 @@ class ImageEmbed(nnx.Module):
         if prefix:
             cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (batch, 1, self.width))
             x = jnp.concatenate([cls, x], axis=1)
-        return x + self._positions((rows, cols), prefix).astype(self.dtype)
+        x = x + self._positions((rows, cols), prefix).astype(self.dtype)
+        return shard.constrain(x, "batch", None, "embed")
 
     def _positions(self, grid: tuple[int, int], prefix: int) -> Float[Array, "time dim"]:
         if self.posemb is not None:
             return resample(self.posemb[...], grid, prefix=prefix)
         return jnp.pad(sincos2d(*grid, self.width), ((prefix, 0), (0, 0)))
+
+
+def take_rows(
+    table: Float[Array, "vocab dim"], ids: Int[Array, "batch time"], dtype: str
+) -> Float[Array, "batch time dim"]:
+    """The rows of an embedding table, in f32; an id outside it gives NaN.
+
+    A table that rests in parts is gathered in `dtype`. Its gradient is summed in f32 on a device, for tokens are
+    frequent, and in `shard.grad_dtype()` between them.
+    """
+    return _rows(table, ids, dtype, shard.grad_dtype())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rows(table, ids, dtype, grad_dtype):
+    if shard.ways("embed", shard.AT_REST) > 1:
+        table = shard.constrain(table.astype(dtype), "vocab", None)
+    rows = jnp.take(table, ids, axis=0).astype(jnp.float32)
+    return shard.constrain(rows, "batch", None, "embed")
+
+
+def _rows_forward(table, ids, dtype, grad_dtype):
+    return _rows(table, ids, dtype, grad_dtype), (table, ids)
+
+
+def _rows_backward(dtype, grad_dtype, kept, rows):
+    table, ids = kept
+    summed = jnp.zeros(table.shape, jnp.float32).at[ids].add(shard.constrain(rows, "batch", None, "embed"))
+    summed = summed.astype(jnp.promote_types(grad_dtype, dtype))
+    return shard.constrain(summed, "vocab", "embed", table=shard.AT_REST).astype(table.dtype), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 class TextEmbed(nnx.Module):
@@ -128,6 +165,5 @@ class TextEmbed(nnx.Module):
         length = self.posemb.shape[0]
         if text.shape[1] > length:
             raise UserError(f"texts of {text.shape[1]} tokens are longer than the model's length={length}.")
-        # Rows are taken in f32 and cast after, so that the gradient of a frequent token is summed in f32.
-        x = jnp.take(self.token[...], text, axis=0) + self.posemb[: text.shape[1]]
-        return x.astype(self.dtype)
+        x = take_rows(self.token[...], text, self.dtype) + shard.constrain(self.posemb[: text.shape[1]], None, "embed")
+        return shard.constrain(x.astype(self.dtype), "batch", None, "embed")

@@ -1,17 +1,130 @@
-"""The layers that Flax has, with the dtype policy of this package: f32 parameters, computation in `dtype`."""
+"""Linear layers and LayerNorm with the policies of this package: f32 parameters, computation in `dtype`, and on a mesh
+matrices that are gathered where they are used and whose gradients go back to where they rest."""
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float
+
+from vlm_jax.nn import shard
 
 
-def layer_norm(width: int, *, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with statistics in f32, whatever the compute dtype; the result is in `dtype`."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.dtype(dtype), rngs=rngs)
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm with statistics in f32 and its result in `dtype`; the variance is E[x^2] - E[x]^2, one pass over x."""
+
+    def add(
+        self, x: Float[Array, "*batch dim"], y: Float[Array, "*batch dim"] | None
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch dim"]]:
+        """`s = x + y`, and the norm of `s`; no `y` is zero."""
+        x = x if y is None else x + y
+        return x, self(x)
 
 
-def linear(width: int, out_dim: int, *, bias: bool = True, init: Initializer, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
-    """`x kernel + bias`."""
-    return nnx.Linear(width, out_dim, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
+def layer_norm(width: int, *, epsilon: float, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
+    """A LayerNorm over the last axis."""
+    return LayerNorm(width, epsilon=epsilon, dtype=jnp.dtype(dtype), rngs=rngs)
+
+
+class Linear(nnx.Linear):
+    """`x kernel + bias`; `axes` are the logical axes of the kernel, `groups` the parts that its columns consist of."""
+
+    def __init__(self, *args, axes: tuple[str | None, str | None], groups: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.axes, self.groups = axes, groups
+
+    def __call__(self, x: Float[Array, "*batch in_dim"]) -> Float[Array, "*batch out_dim"]:
+        x = project(x.astype(self.dtype), self.kernel[...], self.axes, self.groups)
+        if self.bias is None:
+            return x
+        bias = to_use(self.bias[...].astype(self.dtype)[None], (None, self.axes[1]), self.groups)[0]
+        return x + bias
+
+
+def linear(
+    width: int,
+    out_dim: int,
+    *,
+    bias: bool = True,
+    axes: tuple[str | None, str | None] = ("embed", None),
+    groups: int = 1,
+    init: Initializer,
+    dtype: str,
+    rngs: nnx.Rngs,
+) -> Linear:
+    """A linear layer; see `vlm_jax.nn.shard` for the names of axes."""
+    options = {"use_bias": bias, "kernel_init": init, "dtype": jnp.dtype(dtype), "rngs": rngs}
+    return Linear(width, out_dim, axes=axes, groups=groups, **options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _product(x, kernel, axes, groups, grad_dtype):
+    return _out(x @ to_use(kernel.astype(x.dtype), axes, groups), axes)
+
+
+def project(
+    x: Float[Array, "*batch in_dim"],
+    kernel: Float[Array, "in_dim out_dim"],
+    axes: tuple[str | None, str | None],
+    groups: int = 1,
+) -> Float[Array, "*batch out_dim"]:
+    """`x kernel` in the dtype of `x`, rows of the batch over `batch`, columns over the second of `axes`.
+
+    The kernel is cast, then gathered, in the forward and again in the backward pass, so that a whole matrix need not
+    be kept between them. Its gradient is summed over devices in `shard.grad_dtype()`.
+    """
+    return _product(x, kernel, axes, groups, shard.grad_dtype())
+
+
+def _forward(x, kernel, axes, groups, grad_dtype):
+    return _product(x, kernel, axes, groups, grad_dtype), (x, kernel)
+
+
+def _backward(axes, groups, grad_dtype, kept, dy):
+    x, kernel = kept
+    dy = _out(dy, axes)
+    dx = dy @ to_use(kernel.astype(x.dtype), axes, groups).T
+    dx = shard.constrain(dx, "batch", *[None] * (dx.ndim - 2), axes[0])
+    rows = tuple(range(x.ndim - 1))
+    summed = jnp.promote_types(grad_dtype, x.dtype)
+    dk = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=summed)
+    return dx, to_rest(dk, axes, groups).astype(kernel.dtype)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _out(y, axes):
+    return shard.constrain(y, "batch", *[None] * (y.ndim - 2), axes[1])
+
+
+def to_use(
+    kernel: Float[Array, "in_dim out_dim"], axes: tuple[str | None, str | None], groups: int
+) -> Float[Array, "in_dim out_dim"]:
+    """A matrix as products need it: whole, but for the axes that products are split over.
+
+    Columns that consist of `groups` (query, key, value), each of which is split over devices, are put in the order
+    device, group, column: then every device's columns are contiguous, and groups of its own.
+    """
+    split = 1 if axes[1] is None else shard.ways(axes[1])
+    if groups == 1 or split == 1:
+        return shard.constrain(kernel, *axes)
+    rows, columns = kernel.shape
+    parted = shard.constrain(kernel.reshape(rows, groups, split, -1), axes[0], None, axes[1], None)
+    return shard.constrain(parted.swapaxes(1, 2).reshape(rows, columns), *axes)
+
+
+def to_rest(
+    kernel: Float[Array, "in_dim out_dim"], axes: tuple[str | None, str | None], groups: int
+) -> Float[Array, "in_dim out_dim"]:
+    """The inverse of `to_use`: the order and the layout in which the parameter rests."""
+    split = 1 if axes[1] is None else shard.ways(axes[1])
+    if groups == 1 or split == 1:
+        return shard.constrain(kernel, *(axes if groups == 1 else (axes[0], None)), table=shard.AT_REST)
+    rows, columns = kernel.shape
+    parted = shard.constrain(kernel.reshape(rows, split, groups, -1), axes[0], axes[1], None, None)
+    return shard.constrain(parted.swapaxes(1, 2).reshape(rows, columns), axes[0], None, table=shard.AT_REST)

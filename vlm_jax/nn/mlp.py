@@ -28,8 +28,8 @@ class Mlp(nnx.Module):
     """`fc2(activation(fc1(x)))`."""
 
     def __init__(self, width: int, hidden: int, *, activation: str, dtype: str, init: Initializers, rngs: nnx.Rngs):
-        self.fc1 = linear(width, hidden, init=init.fc1, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, init=init.fc2, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, hidden, axes=("embed", "mlp"), init=init.fc1, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, axes=("mlp", "embed"), init=init.fc2, dtype=dtype, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:

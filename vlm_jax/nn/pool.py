@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import xavier_uniform
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.nn import shard
 from vlm_jax.nn.initializers import Initializers
 from vlm_jax.nn.layers import layer_norm, linear
 from vlm_jax.nn.mlp import Mlp
@@ -62,9 +65,9 @@ class MapHead(nnx.Module):
     ):
         options = {"dtype": dtype, "rngs": rngs}
         self.probe = nnx.Param(xavier_uniform()(rngs.params(), (1, width))[0])
-        self.q = linear(width, width, init=init.qkv, **options)
-        self.kv = linear(width, 2 * width, init=init.qkv, **options)
-        self.out = linear(width, width, init=init.out, **options)
+        self.q = linear(width, width, axes=("embed", "heads"), init=init.qkv, **options)
+        self.kv = linear(width, 2 * width, axes=("rows", "heads"), groups=2, init=init.qkv, **options)
+        self.out = linear(width, width, axes=("heads", "embed"), init=init.out, **options)
         self.ln = layer_norm(width, epsilon=norm_eps, **options)
         self.mlp = Mlp(width, mlp_dim, activation=activation, init=init, **options)
         self.num_heads, self.dtype = num_heads, dtype
@@ -72,10 +75,20 @@ class MapHead(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch time"] | None = None
     ) -> Float[Array, "batch dim"]:
-        batch, time, width = x.shape
-        query = self.q(self.probe[...].astype(self.dtype)).reshape(1, 1, self.num_heads, -1)
-        key, value = jnp.unstack(self.kv(x).reshape(batch, time, 2, self.num_heads, -1), axis=2)
-        query = jnp.broadcast_to(query, (batch, *query.shape[1:]))
-        mask = None if mask is None else mask[:, None, None]
-        x = self.out(jax.nn.dot_product_attention(query, key, value, mask=mask).reshape(batch, width))
+        num_heads = shard.part(self.num_heads, "heads", "heads of the attention pooling")
+        # The query of the probe is the same for all; it is no row of a batch.
+        query = self.q(self.probe[...].astype(self.dtype)[None])
+        arguments = [query, self.kv(x)] + ([] if mask is None else [mask])
+        axes = [(None, "heads"), ("batch", None, "heads"), ("batch", None)][: len(arguments)]
+        core = functools.partial(_attend_once, num_heads=num_heads)
+        x = self.out(shard.per_shard(core, axes, ("batch", "heads"))(*arguments))
         return x + self.mlp(self.ln(x))
+
+
+def _attend_once(query, key_value, mask=None, *, num_heads):
+    """Attention of one query to the tokens of each row; `key_value` is `[key | value]` side by side."""
+    batch, time, _ = key_value.shape
+    key, value = jnp.unstack(key_value.reshape(batch, time, 2, num_heads, -1), axis=2)
+    query = jnp.broadcast_to(query.reshape(1, 1, num_heads, -1), (batch, 1, *key.shape[2:]))
+    mask = None if mask is None else mask[:, None, None]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask).reshape(batch, -1)

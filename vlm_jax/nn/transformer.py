@@ -8,6 +8,7 @@ import operator
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -21,9 +22,16 @@ from vlm_jax.nn.mlp import Mlp
 
 REMAT = ("none", "attention", "block")
 
+# The residual stream as the two terms of a sum.
+Stream = tuple[Float[Array, "batch time dim"], Float[Array, "batch time dim"]]
+
 
 class Block(nnx.Module):
-    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`."""
+    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`, whose last sum is left to the next norm.
+
+    A block takes and gives the residual stream as two terms, `x` and the branch that is still to be added: a sum and
+    the norm that follows it read and write memory once.
+    """
 
     def __init__(self, config: Transformer, init: Initializers, *, rngs: nnx.Rngs):
         c = config
@@ -42,10 +50,14 @@ class Block(nnx.Module):
         self.mlp = Mlp(c.width, c.mlp_dim, activation=c.activation, dtype=c.dtype, init=init, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch #time time"] | None
-    ) -> Float[Array, "batch time dim"]:
-        x = x + self.attn(self.ln1(x), mask)
-        return x + self.mlp(self.ln2(x))
+        self,
+        x: Float[Array, "batch time dim"],
+        pending: Float[Array, "batch time dim"] | None,
+        mask: Bool[Array, "batch #time time"] | None,
+    ) -> tuple[Float[Array, "batch time dim"], Float[Array, "batch time dim"]]:
+        x, h = self.ln1.add(x, pending)
+        x, h = self.ln2.add(x, self.attn(h, mask))
+        return x, self.mlp(h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +111,19 @@ class Transformer:
         *,
         taps: Sequence[str] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[str, Float[Array, "batch time dim"]]]:
-        """The last block's output, and those of the blocks named in `taps`.
+        """The last block's output, and those of the blocks named in `taps`; see `stream`."""
+        stream, outputs = self.stream(params, x, mask, taps=taps)
+        return sum(stream), outputs
+
+    def stream(
+        self,
+        params: Params,
+        x: Float[Array, "batch time dim"],
+        mask: Bool[Array, "batch #time time"] | None = None,
+        *,
+        taps: Sequence[str] = (),
+    ) -> tuple[Stream, dict[str, Float[Array, "batch time dim"]]]:
+        """The residual stream after the last block, as the two terms of a sum, and the outputs of those in `taps`.
 
         `mask` is true where a query (axis 1) may see a key (axis 2). Scanned layers that are tapped keep the output of
         every block, of which the named ones are picked.
@@ -113,17 +137,18 @@ class Transformer:
         if self.scan:
             tapped = [i for i, name in enumerate(self.tap_names) if name in taps]
 
-            def layer(x, params):
-                x = block(params, x, mask)
-                return x, x if tapped else None
+            def layer(stream, params):
+                stream = block(params, *stream, mask)
+                return stream, sum(stream) if tapped else None
 
-            x, every = jax.lax.scan(layer, x, params, length=self.depth)
+            stream, every = jax.lax.scan(layer, (x, jnp.zeros_like(x)), params, length=self.depth)
             outputs = {self.tap_names[i]: every[i] for i in tapped}
         else:
             if len(params) != self.depth:
                 raise UserError(f"the parameters are those of {len(params)} blocks, and the model has {self.depth}.")
+            stream = (x, None)
             for name in self.tap_names:
-                x = block(params[name.removeprefix("blocks/")], x, mask)
+                stream = block(params[name.removeprefix("blocks/")], *stream, mask)
                 if name in taps:
-                    outputs[name] = x
-        return x, outputs
+                    outputs[name] = sum(stream)
+        return stream, outputs

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from vlm_jax import losses
 from vlm_jax.errors import UserError
 from vlm_jax.mesh import BATCH_AXES
 from vlm_jax.models.two_tower import TwoTower
+from vlm_jax.nn import shard
 from vlm_jax.tasks.base import Batch, Context, Variables
 
 
@@ -101,16 +102,18 @@ class Contrastive:
     def predict(self, variables: Variables) -> dict[str, Callable]:
         """`image_embedding(uint8 [n, H, W, 3])` and `text_embedding(int32 [n, L])`, unit-norm f32 [n, dim]."""
         return {
-            "image_embedding": functools.partial(_image_embedding, self.model, variables),
-            "text_embedding": functools.partial(_text_embedding, self.model, variables),
+            "image_embedding": functools.partial(_image_embedding, self.model, shard.mesh_of(variables), variables),
+            "text_embedding": functools.partial(_text_embedding, self.model, shard.mesh_of(variables), variables),
         }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _image_embedding(model: TwoTower, variables: Variables, image: Array) -> Float[Array, "n dim"]:
-    return model.encode_image(variables, image)[0]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _image_embedding(model: TwoTower, mesh: Mesh | None, variables: Variables, image: Array) -> Float[Array, "n dim"]:
+    with shard.under(mesh):
+        return model.encode_image(variables, image)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _text_embedding(model: TwoTower, variables: Variables, text: Array) -> Float[Array, "n dim"]:
-    return model.encode_text(variables, text)[0]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _text_embedding(model: TwoTower, mesh: Mesh | None, variables: Variables, text: Array) -> Float[Array, "n dim"]:
+    with shard.under(mesh):
+        return model.encode_text(variables, text)[0]
