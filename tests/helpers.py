@@ -74,6 +74,8 @@ class Stepper:
         return cls(plan, jax.jit(update, out_shardings=(plan.shardings, None)), batches, rows)
 
     def batch(self):
+        return self.put(next(self.batches))
+
+    def put(self, batch):
         wanted = self.plan.experiment.task.batch_spec(self.plan.experiment.batch_size)
-        batch = next(self.batches)
         return meshes.put({k: batch[k] for k in wanted}, self.rows, self.plan.experiment.batch_size, self.plan.mesh)

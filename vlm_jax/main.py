@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
@@ -43,10 +46,22 @@ def parser() -> Parser:
         "--dry_run", action="store_true", help="one step, every evaluator, one save, one restore; keeps nothing"
     )
     p.add_argument(
+        "--plan",
+        metavar="TOPOLOGY",
+        help="compile for a machine that is not here, and say what it takes; --plan=help lists",
+    )
+    p.add_argument("--plan_full", action="store_true", help="with --plan: compile all layers, at full effort (minutes)")
+    p.add_argument(
         "--print_config", action="store_true", help="print the resolved config, one `key = value` a line, and stop"
     )
     p.add_argument(
         "--allow_config_change", action="store_true", help="go on in a workdir that was begun with another config"
+    )
+    p.add_argument("--coordinator", metavar="HOST:PORT", help="of many processes: where process 0 listens")
+    p.add_argument("--num_processes", type=int, metavar="N", help="how many there are; 1 asks no environment")
+    p.add_argument("--process_id", type=int, metavar="I", help="which one this is, 0 to N-1")
+    p.add_argument(
+        "--process_timeout", type=float, default=300, metavar="S", help="seconds to wait for all of them (default: 300)"
     )
     p.add_argument("--help", "-h", action="store_true", help="this text and the list of recipes")
     return p
@@ -75,7 +90,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     if unknown:
         names = [o for action in known._actions for o in action.option_strings]
         raise UserError(f"unknown argument {unknown[0]!r}; {closest(unknown[0].split('=')[0], names)}")
-    if not flags.config and not flags.help:
+    if not flags.config and not flags.help and flags.plan != "help":
         from vlm_jax.config import recipes
 
         raise UserError(f"--config=NAME is missing; recipes: {', '.join(recipes())}.")
@@ -93,7 +108,12 @@ def help_text() -> str:
     return parser().format_help() + "\nrecipes:\n" + "\n".join(rows)
 
 
-def resolved_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], variant: str | None = None):
+def resolved_config(
+    flags: argparse.Namespace,
+    overrides: list[tuple[str, str]],
+    variant: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+):
     """The recipe with variant, `--bind` and `--config.*` applied, checked, defaults filled in."""
     from vlm_jax import config as configs
     from vlm_jax.overrides import apply_bind, override_all
@@ -101,14 +121,13 @@ def resolved_config(flags: argparse.Namespace, overrides: list[tuple[str, str]],
     config = configs.load(flags.config if variant is None else f"{flags.config}:{variant}")
     for text in flags.bind:
         count = apply_bind(config, text)
-        if variant is None:  # said once, also where the config is resolved again for a variant
-            print(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
+        say(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
     override_all(config, overrides)
     configs.check(config)
     return config
 
 
-def cpu_variant(flags: argparse.Namespace) -> str | None:
+def cpu_variant(flags: argparse.Namespace, say: Callable[[str], None]) -> str | None:
     """`smoke` where the recipe has that variant, none was asked for, and the only device is a CPU."""
     from vlm_jax import config as configs
 
@@ -119,14 +138,14 @@ def cpu_variant(flags: argparse.Namespace) -> str | None:
 
     if jax.default_backend() != "cpu":
         return None
-    print(
+    say(
         f"only a CPU here: running {name}:smoke (same model, small batch, few steps, embedded data); "
         f"the full recipe is --config={name}:full"
     )
     return "smoke"
 
 
-def check_workdir(workdir: Path, config, allow_change: bool) -> None:
+def check_workdir(workdir: Path, config, allow_change: bool, say: Callable[[str], None]) -> None:
     """A workdir goes on only with the config it was begun with. Raises UserError with the differences."""
     from vlm_jax import config as configs
 
@@ -146,7 +165,7 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
             f"{workdir} belongs to another config ({shown}); take another --workdir, or --allow_config_change."
         )
     for change in changes:
-        print(f"config change: {change}")
+        say(f"config change: {change}")
 
 
 def show(text: str) -> None:
@@ -163,28 +182,47 @@ def run(argv: list[str]) -> int:
     if flags.help:
         show(help_text())
         return 0
+    if flags.plan:
+        return run_plan(flags, overrides)
     from vlm_jax import config as configs
 
-    config = resolved_config(flags, overrides)
+    said: list[str] = []
+    config = resolved_config(flags, overrides, say=said.append)
+    lines = configs.lines(configs.fill(config))
     if flags.print_config:
-        show("\n".join(configs.lines(configs.fill(config))))
+        show("\n".join([*said, *lines]))
         return 0
-    variant = cpu_variant(flags)
+
+    from vlm_jax import processes
+
+    mode = f"--evaluate_only={flags.evaluate_only} --dry_run={flags.dry_run}"
+    link = processes.join(flags, [*lines, mode])
+    with link.together():
+        return run_config(flags, overrides, config, said, link)
+
+
+def run_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link) -> int:
+    """Everything after the arguments are understood, as one of the processes of `link`."""
+    from vlm_jax import config as configs
+
+    for line in said:
+        link.say(line)
+    variant = cpu_variant(flags, link.say)
     if variant:
         config = resolved_config(flags, overrides, variant)
     filled = configs.fill(config)
     workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, variant)
-    check_workdir(workdir, filled, flags.allow_config_change)
+    check_workdir(workdir, filled, flags.allow_config_change, link.say)
 
     from vlm_jax.experiment import open_experiment
 
     if flags.dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            experiment = open_experiment(config, Path(folder) / "assets")
+        with throw_away(workdir, link) as folder:
+            experiment = link.in_turn(lambda: open_experiment(config, folder / "assets"))
 
             from vlm_jax import train
 
-            return train.dry_run(experiment, filled, Path(folder) / "run")
+            return train.dry_run(experiment, filled, folder / "run", link)
     if flags.evaluate_only and not (filled["resume"] or filled["init_from"]):
         from vlm_jax.checkpoint import latest_step
 
@@ -192,13 +230,50 @@ def run(argv: list[str]) -> int:
             raise UserError(
                 f"{workdir} has no checkpoint to evaluate; train first, or give --config.init_from=WORKDIR."
             )
-    experiment = open_experiment(config, workdir / "assets")
+    experiment = link.in_turn(lambda: open_experiment(config, workdir / "assets"))
 
     from vlm_jax import train
 
     if flags.evaluate_only:
-        return train.evaluate_only(experiment, filled, workdir)
-    return train.train(experiment, filled, workdir, flags.allow_config_change)
+        return train.evaluate_only(experiment, filled, workdir, link)
+    return train.train(experiment, filled, workdir, flags.allow_config_change, link)
+
+
+@contextlib.contextmanager
+def throw_away(workdir: Path, link) -> Iterator[Path]:
+    """A folder that all processes see, gone afterwards; for many it lies beside the workdir, which they share."""
+    beside = workdir.absolute().with_name(f"{workdir.name}.dry_run")
+    if link.index:
+        yield beside
+        link.gather(None)
+        return
+    parents = [parent for parent in beside.parents if not parent.exists()]
+    if link.count > 1:
+        shutil.rmtree(beside, ignore_errors=True)  # what a killed one has left
+        beside.mkdir(parents=True)
+    try:
+        with contextlib.nullcontext(beside) if link.count > 1 else tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            link.gather(None)
+    finally:
+        if link.count > 1:
+            shutil.rmtree(beside, ignore_errors=True)
+            for parent in parents:
+                parent.rmdir()
+
+
+def run_plan(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """`--plan`: needs neither the machine nor data; the devices that are here are left alone."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
+    from vlm_jax.plan import plan, topologies
+
+    if flags.plan == "help":
+        show(topologies.help_text())
+        return 0
+    topologies.parse(flags.plan)  # wrong names first
+    config = resolved_config(flags, overrides, say=show)
+    workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, None)
+    return plan(config, flags.plan, workdir, full=flags.plan_full, say=show)
 
 
 def default_workdir(spec: str, variant: str | None) -> Path:

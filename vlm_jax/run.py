@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from vlm_jax import config as configs
-from vlm_jax import flops, report, startup
+from vlm_jax import flops, program, report, startup
 from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
@@ -19,9 +20,13 @@ from vlm_jax.errors import UserError
 from vlm_jax.evaluate.base import Result
 from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
+from vlm_jax.processes import Alone, Link
 from vlm_jax.state import TrainState
-from vlm_jax.step import StepOptions, make_train_step, variables_of
-from vlm_jax.tasks.base import Context
+from vlm_jax.step import variables_of
+from vlm_jax.stop import Stop
+
+# Seconds that a network's filesystem may take to show one host what another has written.
+SHARED = 90.0
 
 
 @dataclasses.dataclass
@@ -40,13 +45,21 @@ class Run:
     update: Callable
     batches: Any
     rows: np.ndarray
+    link: Alone | Link = Alone()
     artifacts: dict[str, Any] = dataclasses.field(default_factory=dict)
     tracing: bool = False
     unreadable_told: float = 0.0
 
     @classmethod
     def open(
-        cls, experiment: Experiment, config: Mapping, workdir: Path, *, data: bool = True, allow_change: bool = False
+        cls,
+        experiment: Experiment,
+        config: Mapping,
+        workdir: Path,
+        *,
+        data: bool = True,
+        allow_change: bool = False,
+        link: Alone | Link = Alone(),
     ) -> Run:
         """Devices, state, data and files, in the order in which mistakes are cheapest.
 
@@ -70,19 +83,20 @@ class Run:
                 state=start.data,
                 allow_change=allow_change,
                 overfit_batches=experiment.overfit_batches,
+                counted=_first_holder(plan.mesh, experiment.batch_size),
             )
         # The run is accepted: from here on the workdir is its own.
         writers = report.Writers(_files(experiment, config, workdir) if first else [])
         if data and first:
             report.replace_file(workdir / "config.json", configs.to_json(config).encode())
             writers.truncate_after(step)
-        options = StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
-        update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options)
+        if data:
+            _see_alike(workdir / "config.json", configs.to_json(config).encode(), link)
         chrono = Chrono(
             batch_size=experiment.batch_size,
             total=experiment.clock.total,
             step=step,
-            flops=_flops(plan, options),
+            flops=program.model_flops(plan),
             devices=plan.mesh.size,
             peak_tflops=experiment.peak_tflops or flops.peak_tflops(plan.mesh.devices.flat[0].device_kind),
         )
@@ -96,9 +110,10 @@ class Run:
             writers,
             progress,
             chrono,
-            jax.jit(update, donate_argnums=0, out_shardings=(plan.shardings, None)),
+            program.jitted_update(plan),
             batches,
             rows,
+            link,
         )
         run.introduce()
         return run
@@ -129,13 +144,10 @@ class Run:
             f"{devices} x {kind}; {self.start.message}"
         )
 
-    def agreed(self, stop: bool, step: int) -> bool:
-        """Whether all processes stop: they compare at log times, for one that stops alone leaves the others waiting."""
-        if jax.process_count() == 1:
-            return stop
-        from jax.experimental import multihost_utils
-
-        return self.due("log", step) and bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+    def agreed(self, stop: Stop, step: int) -> bool:
+        """Whether all processes stop before this step: one that stops alone leaves the others waiting."""
+        stop.agreed = self.link.stops(stop.signal, step)
+        return stop.agreed is not None
 
     def next_batch(self) -> dict[str, jax.Array]:
         """The next batch, on the devices; only what the task reads is sent."""
@@ -168,7 +180,7 @@ class Run:
         window = jax.device_get(window)
         values = {name: float(value) for name, value in window[-1].items()}
         values["skipped"] = sum(float(metrics["skipped"]) for metrics in window)
-        data = self.batches.state()
+        data = self.batches.state(self.link.gather)
         values["examples_seen"] = float(data["next_index"])
         values["unreadable"] = float(data["unreadable"])
         values.update(self.chrono.read(step, self.batches.wait_seconds()))
@@ -197,7 +209,7 @@ class Run:
         meta = {
             "config": configs.plain(self.config),
             "stage": 0,
-            "data": self.batches.state(),
+            "data": self.batches.state(self.link.gather),
             "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},
         }
         self.store.save(step, startup.to_items(state), meta)
@@ -205,7 +217,7 @@ class Run:
     def profile(self, step: int) -> None:
         """Opens and closes the trace window."""
         window = self.experiment.profile
-        if window is None:
+        if window is None or jax.process_index() > 0:  # one host's trace is all that one looks at
             return
         if not self.tracing and window.start <= step < window.start + window.steps:
             jax.profiler.start_trace(str(self.workdir / "profile"))
@@ -265,6 +277,24 @@ class Run:
         self.writers.close()
 
 
+def _first_holder(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+    """The rows that no process before this one holds: what several hold is counted once."""
+    first = np.full(batch_size, jax.process_count())
+    for device, index in meshes.batch_sharding(mesh).devices_indices_map((batch_size,)).items():
+        first[index] = np.minimum(first[index], device.process_index)
+    return np.flatnonzero(first == jax.process_index())
+
+
+def _see_alike(file: Path, content: bytes, link: Alone | Link) -> None:
+    """Raises UserError where a process does not see what the first one has written: the workdir is not shared."""
+    link.gather(None)
+    deadline = time.monotonic() + SHARED
+    while not (file.is_file() and file.read_bytes() == content):
+        if time.monotonic() > deadline:
+            raise UserError(f"{file.parent} is not the folder that process 0 writes to; give one that all hosts share.")
+        time.sleep(0.5)
+
+
 def _files(experiment: Experiment, config: Mapping, workdir: Path) -> list[Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     files: list[Any] = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
@@ -277,18 +307,3 @@ def _compilation_cache(folder: str | None) -> None:
     if folder and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def _flops(plan: startup.Plan, options: StepOptions) -> float:
-    """Model FLOPs of a step, by the convention of MFU: three times the forward pass."""
-    task, state = plan.experiment.task, plan.abstract
-    rows = plan.experiment.batch_size // options.microbatches
-
-    def forward(params, frozen, state, batch, key):
-        variables = {"params": merge(params, frozen), "state": state, "frozen": frozen}
-        ctx = Context(key=key, step=0, total_steps=options.total_steps, mesh=plan.mesh)
-        return task.loss(variables, batch, ctx)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = task.batch_spec(rows)
-    return 3.0 * options.microbatches * flops.count(forward, state.params, state.frozen, state.state, batch, key)

@@ -9,18 +9,16 @@ from collections.abc import Iterator
 
 
 class Stop:
-    """Whether somebody asked to stop, and by which signal."""
+    """The signal that asked this process to stop, and the one that all processes have agreed to stop for."""
 
     def __init__(self):
         self.signal: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
+        self.agreed: int | None = None
 
     @property
     def exit_code(self) -> int:
         """128 + signal, as shells have it, so that a script does not take a stopped run for a finished one."""
-        return 0 if self.signal is None else 128 + self.signal
+        return 0 if self.agreed is None else 128 + self.agreed
 
 
 @contextlib.contextmanager
@@ -32,7 +30,7 @@ def on_signals() -> Iterator[Stop]:
         return
 
     def handle(number, _frame):
-        if stop:
+        if stop.signal is not None:
             raise KeyboardInterrupt
         stop.signal = number
 

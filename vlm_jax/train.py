@@ -12,13 +12,20 @@ import jax
 from vlm_jax import startup
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import Experiment
+from vlm_jax.processes import Alone, Link
 from vlm_jax.run import Run
 from vlm_jax.stop import Stop, on_signals
 
 
-def train(experiment: Experiment, config: Mapping, workdir: Path, allow_change: bool = False) -> int:
+def train(
+    experiment: Experiment,
+    config: Mapping,
+    workdir: Path,
+    allow_change: bool = False,
+    link: Alone | Link = Alone(),
+) -> int:
     """Trains to the end, or goes on from where the workdir stands; returns the exit code."""
-    run = Run.open(experiment, config, workdir, allow_change=allow_change)
+    run = Run.open(experiment, config, workdir, allow_change=allow_change, link=link)
     with run.progress, on_signals() as stop:
         try:
             return _loop(run, stop)
@@ -32,7 +39,7 @@ def _loop(run: Run, stop: Stop) -> int:
     window: list[dict[str, jax.Array]] = []
     in_flight: collections.deque[jax.Array] = collections.deque()
     run.progress.update(step)
-    while step < total and not run.agreed(bool(stop), step):
+    while step < total and not run.agreed(stop, step):
         # The order matters: the batch is asked for after the last save, so that a checkpoint's data state and its
         # parameters have seen the same examples.
         run.profile(step)
@@ -68,9 +75,9 @@ def _loop(run: Run, stop: Stop) -> int:
     return stop.exit_code if stopped else 0
 
 
-def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int:
+def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path, link: Alone | Link = Alone()) -> int:
     """Every evaluator on the workdir's last good checkpoint (or `resume`, `init_from`)."""
-    run = Run.open(experiment, config, workdir, data=False)
+    run = Run.open(experiment, config, workdir, data=False, link=link)
     with run.progress:
         try:
             run.evaluate(run.start.state, int(run.start.state.step), list(experiment.evals))
@@ -80,9 +87,9 @@ def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path) -> int
     return 0
 
 
-def dry_run(experiment: Experiment, config: Mapping, folder: Path) -> int:
+def dry_run(experiment: Experiment, config: Mapping, folder: Path, link: Alone | Link = Alone()) -> int:
     """One step, every evaluator, one save and one restore that is compared bit for bit, in a folder to throw away."""
-    run = Run.open(dataclasses.replace(experiment, resume=None, wandb=None), config, folder)
+    run = Run.open(dataclasses.replace(experiment, resume=None, wandb=None), config, folder, link=link)
     with run.progress:
         try:
             state, metrics = run.update(run.start.state, run.next_batch())

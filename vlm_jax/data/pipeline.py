@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class Pipeline:
         state: dict | None = None,
         allow_change: bool = False,
         overfit_batches: int | None = None,
+        counted: np.ndarray | None = None,
     ) -> Batches:
         """Batches from `next_index` on, without end.
 
@@ -85,6 +86,8 @@ class Pipeline:
           state: what `Batches.state` gave, to go on from there; `next_index` is then the state's.
           allow_change: go on with the state although the data is not what it was.
           overfit_batches: repeat the first so many batches for ever.
+          counted: the rows whose unreadable records this process counts, all of `rows` unless given; where several
+            processes hold a row, one of them counts it.
 
         Raises:
           UserError: the source is empty, or is not the one that the state describes.
@@ -102,7 +105,8 @@ class Pipeline:
                     "give it the same data, or --allow_config_change to go on with the changed data."
                 )
             next_index = state["next_index"]
-        return Batches(self, seed, batch_size, rows, next_index, state or {}, overfit_batches)
+        counted = rows if counted is None else counted
+        return Batches(self, seed, batch_size, rows, next_index, state or {}, overfit_batches, counted)
 
 
 class Batches:
@@ -114,18 +118,21 @@ class Batches:
     names.
     """
 
-    def __init__(self, pipeline, seed, batch_size, rows, next_index, state, overfit_batches):
+    def __init__(self, pipeline, seed, batch_size, rows, next_index, state, overfit_batches, counted):
         self._pipeline, self._seed, self._batch_size = pipeline, seed, batch_size
         self._next_index = next_index
         self._unreadable = state.get("unreadable", 0)
         self._unreadable_first = [tuple(named) for named in state.get("unreadable_first", ())]
+        self._news: list[tuple[int, str, str]] = []
         self._waited = 0.0
         period = batch_size * overfit_batches if overfit_batches else None
         maker = _Maker(pipeline, seed)
 
         def load(step: int, rows: np.ndarray):
             indices = next_index + step * batch_size + rows
-            return maker(indices % period if period else indices)
+            batch, unreadable = maker(indices % period if period else indices)
+            own = np.isin(rows, counted)
+            return batch, [(int(indices[at]), key, why) for at, key, why in unreadable if own[at]]
 
         self._stream = stream(load, rows=rows, threads=pipeline.threads, prefetch=pipeline.prefetch)
 
@@ -141,24 +148,32 @@ class Batches:
             raise
         self._waited += time.perf_counter() - start
         self._next_index += self._batch_size
-        self._unreadable += len(unreadable)
-        for named in unreadable:
-            if len(self._unreadable_first) < NAMED and named not in self._unreadable_first:
-                self._unreadable_first.append(named)
+        self._news += unreadable
         return batch
 
     @property
     def unreadable(self) -> int:
-        """Rows of this process, in all batches given out since the run began, whose own record was unreadable."""
+        """Rows of all batches given out from the run's begin to the last `state` whose own record was unreadable."""
         return self._unreadable
 
     @property
     def unreadable_first(self) -> list[tuple[str, str]]:
-        """The first unreadable records: key and reason."""
+        """The first unreadable records, as of the last `state`: key and reason."""
         return list(self._unreadable_first)
 
-    def state(self) -> dict:
-        """Where the next batch begins, and in what data, as JSON; what was unreadable is this process' count."""
+    def state(self, gather: Callable[[Any], list[Any]] = lambda mine: [mine]) -> dict:
+        """Where the next batch begins, and in what data, as JSON, the same on every process.
+
+        Args:
+          gather: gives the values (JSON) of all processes for this one's; what was unreadable since the last call is
+            added up with it, so that all processes call this equally often.
+        """
+        news, self._news = self._news, []
+        told = gather([len(news), _distinct(news)])
+        self._unreadable += sum(count for count, _ in told)
+        known = [(-1, *named) for named in self._unreadable_first]
+        added = sorted(tuple(named) for _, part in told for named in part)
+        self._unreadable_first = [(key, why) for _, key, why in _distinct([*known, *added])]
         return {
             "next_index": self._next_index,
             "seed": self._seed,
@@ -192,14 +207,14 @@ class _Maker:
         self._length = len(pipeline.source)
         self._with_label = bool(pipeline.source.class_names)
 
-    def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-        """Rows of a batch, and key and reason of what was unreadable, one for each row that had to be replaced."""
+    def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str]]]:
+        """Rows of a batch, and place, key and reason of each one whose own record was unreadable."""
         pipeline, generator = self._pipeline, _Generator(self._seed)
         images, captions, labels, unreadable = [], [], [], []
-        for index, record in zip(indices.tolist(), self._records(indices).tolist()):
+        for at, (index, record) in enumerate(zip(indices.tolist(), self._records(indices).tolist())):
             example, failure = self._readable(index, record)
             if failure is not None:
-                unreadable.append((failure.key, failure.why))
+                unreadable.append((at, failure.key, failure.why))
             rng = generator(index)
             if pipeline.text is not None:
                 captions.append(example.texts[int(rng.random() * len(example.texts))])
@@ -264,6 +279,15 @@ class _Generator:
 def _halves(indices: np.ndarray) -> np.ndarray:
     """High and low 32 bits of global example indices: [b, 2] uint32."""
     return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=1).astype(np.uint32)
+
+
+def _distinct(unreadable: Iterable[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """The first of them, each record once."""
+    found: dict[tuple[str, str], tuple[int, str, str]] = {}
+    for index, key, why in unreadable:
+        if len(found) < NAMED:
+            found.setdefault((key, why), (index, key, why))
+    return list(found.values())
 
 
 def _changes(before: dict, now: dict) -> list[str]:
