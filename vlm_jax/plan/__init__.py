@@ -41,7 +41,7 @@ def plan(
     compiler = Compiler(experiment, configs.to_json(config), topology.name, cache)
     begin = time.monotonic()
     progress = lambda line: say(f"[{duration(time.monotonic() - begin):>6}] {line}")
-    knows_total = subject.knows_its_length(config)
+    knows_total = subject.knows_its_length(experiment)
     progress(f"compiling for {topology.name}: {topology.size} x {topology.chip.kind}, {experiment.batch_size} a step")
 
     extrapolating = bool(compiler.depths(Change()))

@@ -44,6 +44,13 @@ def cycles_of(calls: Iterable[Call], chip: str) -> dict[Call, int]:
     Args:
       chip: as `vlm_jax.plan.topologies.CHIPS` has it.
     """
+    return {call: max(counted, moving) for call, (counted, moving) in counts(calls, chip).items()}
+
+
+def counts(calls: Iterable[Call], chip: str) -> dict[Call, tuple[int, int]]:
+    """Cycles of the scheduled bundles, and cycles that it takes to move operands and results from and to HBM."""
+    from vlm_jax.plan.topologies import CHIPS
+
     calls = [call for call in dict.fromkeys(calls) if _kernel(*call) is not None]
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vlm_jax" / "kernels"
     kept = {call: folder / f"{_key(call, chip)}.json" for call in calls}
@@ -54,13 +61,9 @@ def cycles_of(calls: Iterable[Call], chip: str) -> dict[Call, int]:
             part = kept[call].with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(found))
             part.replace(kept[call])
-    return {call: _cycles(json.loads(kept[call].read_text()), chip) for call in calls if kept[call].is_file()}
-
-
-def _cycles(found: dict[str, int], chip: str) -> int:
-    from vlm_jax.plan.topologies import CHIPS
-
-    return max(found["bundles"], math.ceil(found["bytes"] / CHIPS[chip].memory * CHIPS[chip].clock))
+    found = {call: json.loads(kept[call].read_text()) for call in calls if kept[call].is_file()}
+    byte = CHIPS[chip].clock / CHIPS[chip].memory
+    return {call: (f["bundles"], math.ceil(f["bytes"] * byte)) for call, f in found.items()}
 
 
 def _key(call: Call, chip: str) -> str:

@@ -1,14 +1,15 @@
 """Many compiles at a time, and a whole model from compiles of few layers.
 
-Where layers are unrolled a compile takes as long as the model is deep, and everything that is counted here is linear in
-depth: cycles, memory, messages, kernels. So towers of 2 and of 3 layers tell what one of 12 takes, a compile more for
-each other depth there is.
+Where layers are unrolled a compile takes as long as the model is deep, and everything that is counted here is linear
+in depth: cycles, memory, messages, kernels. So towers of 2 and of 3 layers tell what one of 12 takes, with one more
+compile for each other depth. At low effort, where only memory and messages are asked for, 1 and 2 layers do.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,10 @@ from vlm_jax.plan import subject
 from vlm_jax.plan.compile import Compiled, Request
 from vlm_jax.plan.subject import Change
 
-SHALLOW = 2
+
+def shallow(coarse: bool) -> int:
+    """Layers of the towers that are compiled first."""
+    return 1 if coarse else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Compiler:
 
     def several(self, changes: Sequence[Change], *, coarse: bool = False, whole: bool = False) -> list[Estimate]:
         """One estimate for each change; all their compiles share the processes."""
-        plans = [self._parts(change, whole) for change in changes]
+        plans = [self._parts(change, coarse, whole) for change in changes]
         requests = [self._request(part, coarse) for parts in plans for part in parts]
         with concurrent.futures.ThreadPoolExecutor(self.parallel) as pool:
             answers = iter(list(pool.map(_compile, requests)))
@@ -74,15 +78,15 @@ class Compiler:
     def depths(self, change: Change) -> list[int]:
         """Depths that are extrapolated to."""
         unrolled = subject.unrolled_depths(subject.apply(self.experiment, change))
-        return [depth for depth in unrolled if depth > SHALLOW + 1]
+        return [depth for depth in unrolled if depth > shallow(False) + 1]
 
-    def _parts(self, change: Change, whole: bool) -> list[Change]:
-        depths = self.depths(change)
+    def _parts(self, change: Change, coarse: bool, whole: bool) -> list[Change]:
+        depths, few = self.depths(change), shallow(coarse)
         if whole or not depths:
             return [change]
-        shallow = [(depth, SHALLOW) for depth in depths]
-        deeper = [[(d, SHALLOW + (d == depth)) for d in depths] for depth in depths]
-        return [dataclasses.replace(change, depths=tuple(part)) for part in (shallow, *deeper)]
+        base = [(depth, few) for depth in depths]
+        deeper = [[(d, few + (d == depth)) for d in depths] for depth in depths]
+        return [dataclasses.replace(change, depths=tuple(part)) for part in (base, *deeper)]
 
     def _request(self, change: Change, coarse: bool) -> Request:
         return Request(self.config, self.topology, change, coarse, self.cache)
@@ -95,15 +99,16 @@ class Compiler:
             needed = only.needed if only.error else int(_used(only))
             return Estimate(dataclasses.replace(only, needed=needed), f"compiled whole{effort}{cached}", False, coarse)
         depths = self.depths(change)
-        source = f"extrapolated from {SHALLOW} and {SHALLOW + 1} layers{effort}{cached}"
-        return Estimate(extrapolate(found[0], dict(zip(depths, found[1:]))), source, True, coarse)
+        few = shallow(coarse)
+        source = f"extrapolated from {few} and {few + 1} layers{effort}{cached}"
+        return Estimate(extrapolate(found[0], dict(zip(depths, found[1:])), few), source, True, coarse)
 
 
-def extrapolate(shallow: Compiled, deeper: dict[int, Compiled]) -> Compiled:
-    """From towers of 2 layers, and for each depth that there is, from those towers with one layer more."""
-    parts = [shallow, *deeper.values()]
+def extrapolate(base: Compiled, deeper: dict[int, Compiled], few: int = 2) -> Compiled:
+    """From towers of `few` layers, and for each depth that there is, from those towers with one layer more."""
+    parts = [base, *deeper.values()]
     failed = next((c for c in parts if c.error), None)
-    linear = lambda get: get(shallow) + sum((d - SHALLOW) * (get(c) - get(shallow)) for d, c in deeper.items())
+    linear = lambda get: get(base) + sum((d - few) * (get(c) - get(base)) for d, c in deeper.items())
     if failed:
         needed = None
         if all(c.needed for c in parts):
@@ -116,12 +121,12 @@ def extrapolate(shallow: Compiled, deeper: dict[int, Compiled]) -> Compiled:
     whole = Compiled(
         error="",
         needed=None,
-        limit=shallow.limit,
+        limit=base.limit,
         values=values,
         kernels={name: count for name, count in kernels.items() if count > 0},
         seconds=sum(c.seconds for c in parts),
         cached=all(c.cached for c in parts),
-        options=shallow.options,
+        options=base.options,
     )
     return dataclasses.replace(whole, needed=int(_used(whole)))
 
@@ -148,7 +153,5 @@ def _compile(request: Request) -> Compiled:
             return Compiled(f"the compiler ended itself: {fatal.strip()[:300]}", None, 0, {}, {}, 0.0, False, {})
         text = answer.read_text()
     if done.returncode == 2:
-        import json
-
         raise UserError(json.loads(text)["user_error"])
     return Compiled.from_json(text)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from vlm_jax.flops import peak_tflops
-from vlm_jax.plan.hlo import WIDTHS
+from vlm_jax.plan import bundles
+from vlm_jax.plan.hlo import WIDTHS, Kernel
 from vlm_jax.plan.topologies import Topology
 
 
 class KernelTime(NamedTuple):
-    """A kernel in a step: seconds of all its runs, and where they come from."""
+    """A kernel in a step: seconds of all its runs on one device, and where they come from."""
 
     name: str
     count: float
@@ -22,23 +22,26 @@ class KernelTime(NamedTuple):
     source: str
 
 
-def times(kernels: Mapping[tuple, float], topology: Topology) -> list[KernelTime]:
-    """Of (name, operands, results, flops, bytes) -> runs."""
-    return [_time(*kernel, count, topology) for kernel, count in kernels.items()]
-
-
-def _time(name, operands, results, flops, moved, count: float, topology: Topology) -> KernelTime:
+def times(kernels: Mapping[Kernel, float], topology: Topology) -> list[KernelTime]:
+    """Of kernels and how often each runs: its scheduled instructions, else what its work takes at the least."""
     chip = topology.chip
-    if importlib.util.find_spec("vlm_jax.plan.bundles") and chip.clock:
-        from vlm_jax.plan import bundles
+    calls = [(k.name, k.operands) for k in kernels] if topology.platform == "tpu" else []
+    known = bundles.cycles_of(calls, topology.chip_name) if calls else {}
+    out = []
+    for kernel, count in kernels.items():
+        if cycles := known.get((kernel.name, kernel.operands)):
+            out.append(KernelTime(kernel.name, count, count * cycles / chip.clock, "its scheduled instructions"))
+        else:
+            at_best = bound(kernel, topology)
+            out.append(KernelTime(kernel.name, count, count * at_best, "a bound: FLOPs at peak, or bytes at full rate"))
+    return out
 
-        cycles = bundles.cycles(name, tuple(operands), topology.chip_name)
-        if cycles:
-            return KernelTime(name, count, count * cycles / chip.clock, "scheduled instructions")
-    moved = moved or sum(map(_bytes, (*operands, *results)))
-    peak = (peak_tflops(chip.kind) or 0) * 1e12
-    at_best = max(flops / peak if peak else 0.0, moved / chip.memory if chip.memory else 0.0)
-    return KernelTime(name, count, count * at_best, "a bound: its FLOPs at peak, or its bytes at full bandwidth")
+
+def bound(kernel: Kernel, topology: Topology) -> float:
+    """Seconds of one run at the least, by the kernel's own cost estimate, or by its operands and results."""
+    moved = kernel.bytes or sum(map(_bytes, (*kernel.operands, *kernel.results)))
+    peak = (peak_tflops(topology.chip.kind) or 0) * 1e12
+    return max(kernel.flops / peak if peak else 0.0, moved / topology.chip.memory if topology.chip.memory else 0.0)
 
 
 def _bytes(shape: str) -> int:

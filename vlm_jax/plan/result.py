@@ -11,6 +11,7 @@ from vlm_jax.flops import peak_tflops
 from vlm_jax.plan import kernels
 from vlm_jax.plan.compile import used
 from vlm_jax.plan.estimate import Estimate
+from vlm_jax.plan.hlo import Kernel
 from vlm_jax.plan.topologies import Topology
 
 FORMAT = 1
@@ -49,8 +50,7 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
     if not estimate.fits or not values.get("temporaries"):
         return out
     collectives, sync, overlapped = _collectives(values)
-    calls = [(*_decoded(name), count) for name, count in found.kernels.items()]
-    timed = kernels.times({tuple(call[:-1]): call[-1] for call in calls}, topology)
+    timed = kernels.times({_decoded(name): count for name, count in found.kernels.items()}, topology)
     xla = 1e3 * values["cycles"] / chip.clock if chip.clock and values["cycles"] else None
     pallas = 1e3 * sum(k.seconds for k in timed)
     hbm = 1e3 * values["traffic"] / chip.memory if chip.memory else None
@@ -114,9 +114,9 @@ def _collectives(values: Mapping[str, float]) -> tuple[dict[str, dict[str, float
     return kinds, times["sync"], times["async"]
 
 
-def _decoded(name: str) -> tuple:
+def _decoded(name: str) -> Kernel:
     kernel, operands, results, flops, moved = json.loads(name)
-    return kernel, tuple(operands), tuple(results), flops, moved
+    return Kernel(kernel, tuple(operands), tuple(results), 1, flops, moved)
 
 
 def assumptions(topology: Topology) -> list[str]:

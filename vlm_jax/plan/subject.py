@@ -18,15 +18,15 @@ from vlm_jax.models.tower import Tower
 
 @dataclasses.dataclass(frozen=True)
 class NoData:
-    """Stands for data that are not here; what depends on the length of an epoch is then not known."""
+    """Stands for the data; `length` is theirs, 0 where it is not known."""
 
-    length: int = 1_000_000
+    length: int = 0
     name: str = "none"
     fingerprint: str = ""
     class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return self.length
+        return self.length or 10**6
 
     def captions(self, limit: int) -> list[str]:
         return []
@@ -83,8 +83,7 @@ def experiment_of(config: Mapping) -> Experiment:
     config.evals = {}
     spec = config.get("tokenizer", "bytes")
     config.tokenizer = "bytes"
-    if config.get("total_epochs") is None:
-        config.data.source = configs.bind("plan.subject.NoData")
+    config.data.source = configs.bind("plan.subject.NoData", length=_epoch(config))
     late: dict[str, Any] = {"image": configs.build(config.image), "class_names": ()}
     if config.get("text") is not None:
         size = _vocabulary(spec)
@@ -110,9 +109,19 @@ def _vocabulary(spec: str | None) -> int | None:
     return None
 
 
-def knows_its_length(config: Mapping) -> bool:
-    """Whether steps can be told without the data: no duration of the run is in epochs."""
-    return config.get("total_epochs") is None
+def _epoch(config: Mapping) -> int:
+    """Examples of an epoch, where the run is counted in epochs and the data are here; else 0."""
+    if config.get("total_epochs") is None:
+        return 0
+    try:
+        return len(configs.build(config.data.source))
+    except UserError:
+        return 0
+
+
+def knows_its_length(experiment: Experiment) -> bool:
+    """Whether the number of steps can be told: it is not counted in epochs of data that are not here."""
+    return experiment.total_epochs is None or experiment.data.source.length > 0
 
 
 def apply(experiment: Experiment, change: Change) -> Experiment:
