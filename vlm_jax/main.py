@@ -182,7 +182,7 @@ def run(argv: list[str]) -> int:
     if flags.help:
         show(help_text())
         return 0
-    if flags.plan:
+    if flags.plan == "help" or (flags.plan and not flags.print_config):
         return run_plan(flags, overrides)
     from vlm_jax import config as configs
 
