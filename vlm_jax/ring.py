@@ -25,7 +25,7 @@ def ring_order(devices: Sequence[Any]) -> list[Any]:
 def _order_of_slice(devices: list[Any]) -> list[Any]:
     chips: dict[tuple[int, ...], list[Any]] = {}
     for device in devices:
-        if getattr(device, "coords", None) is None:
+        if getattr(device, "coords", None) is None or not hasattr(device, "core_on_chip"):
             return devices
         chips.setdefault(tuple(device.coords), []).append(device)
     sides = [sorted(set(side)) for side in zip(*chips)]

@@ -23,14 +23,15 @@ from typing import Any
 from vlm_jax.errors import UserError
 from vlm_jax.plan.subject import Change
 
-# Before jax is imported. libtpu asks the machine for a TPU, and locks itself, unless it is told not to.
+# libtpu asks the machine for a TPU, and locks itself, unless it is told not to.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-COARSE = "-1.0"  # jax_exec_time_optimization_effort: a compile takes a sixth of the time, and its times mean nothing
+# A compile takes a fraction of the time, and its estimates of time mean nothing.
+LOW_EFFORT = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Request:
     change: Change = Change()
     coarse: bool = False
     cache: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the process that compiles is started with: jax reads it when it is imported."""
+        return ENVIRONMENT | (LOW_EFFORT if self.coarse else {})
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -116,14 +122,15 @@ def compile_request(request: Request) -> Compiled:
         "model_flops": program.model_flops(plan),
     }
     versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")}
-    with_what = [lowered.as_text(), topology.name, request.coarse, versions, [str(d) for d in ordered], _reader()]
+    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    with_what = [lowered.as_text(), topology.name, request.coarse, versions, flags, list(map(str, ordered)), _reader()]
     key = hashlib.sha256(json.dumps(with_what, sort_keys=True).encode()).hexdigest()[:32]
     path = Path(request.cache).expanduser() / f"{key}.json" if request.cache else None
     if path and path.is_file():
         found = Compiled.from_json(path.read_text())
     else:
         found = _compile(lowered, topology, ordered)
-        if path:
+        if path and (not found.error or found.needed):  # another refusal may be of this moment
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(f".{os.getpid()}")
             beside.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(found, cached=True))))
@@ -222,10 +229,7 @@ def _reader() -> str:
 
 def main(argv: list[str]) -> int:
     """0: the answer is written; 2: a UserError is, as `{"user_error": line}`."""
-    os.environ.update(ENVIRONMENT)
     request = Request.from_json(sys.stdin.read())
-    if request.coarse:
-        os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = COARSE
     try:
         answer = dataclasses.asdict(compile_request(request))
     except UserError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,7 @@ def _compile(request: Request) -> Compiled:
         done = subprocess.run(
             [sys.executable, "-m", "vlm_jax.plan.compile", str(answer)],
             input=request.to_json(),
+            env=os.environ | request.environment,
             capture_output=True,
             text=True,
         )

@@ -54,13 +54,18 @@ GPUS = {
 
 
 def devices(topology: Topology) -> list:
-    """Devices of 8-GPU nodes, to compile for. There is nothing to tune on, so XLA takes its default tilings."""
+    """Devices of 8-GPU nodes, to compile for.
+
+    There is nothing to tune on, and what XLA tiles without tuning does not always compile: products are cuBLAS's.
+    """
     import os
 
+    import jax
     from jax.experimental import topologies
 
-    if "xla_gpu_autotune_level" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    jax.devices("cpu")  # plugins are found when the first backend starts
     node = topology.chip.node
     described = topologies.get_topology_desc(
         platform="cuda",

@@ -53,7 +53,8 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
     timed = kernels.times({_decoded(name): count for name, count in found.kernels.items()}, topology)
     xla = 1e3 * values["cycles"] / chip.clock if chip.clock and values["cycles"] else None
     pallas = 1e3 * sum(k.seconds for k in timed)
-    hbm = 1e3 * values["traffic"] / chip.memory if chip.memory else None
+    # A GPU's caches keep much of what its instructions name.
+    hbm = 1e3 * values["traffic"] / chip.memory if topology.platform == "tpu" else None
     compute = xla + pallas if xla is not None else floor
     network = sync + overlapped if chip.link else None
     out |= {
