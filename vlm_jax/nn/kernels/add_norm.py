@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from vlm_jax.nn.kernels.geometry import LANES
+from vlm_jax.nn.kernels.geometry import DTYPES, LANES
 from vlm_jax.nn.kernels.varying import same_type
 
 # Elements of one operand in a grid step: a few hundred KiB, so that a step is longer than its overhead.
@@ -121,7 +121,7 @@ def _choose(kernel, plain, options: Options, *operands):
     x = operands[0]
     if options.interpret:
         return kernel(*operands)
-    if x.shape[-1] % LANES or x.size == 0 or _block(x.shape) is None:
+    if x.dtype not in DTYPES or x.shape[-1] % LANES or x.size == 0 or _block(x.shape) is None:
         return plain(*operands)
     return lax.platform_dependent(*operands, tpu=kernel, default=plain)
 

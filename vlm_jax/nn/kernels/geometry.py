@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax.numpy as jnp
+
+DTYPES = (jnp.bfloat16, jnp.float32)  # of activations that the kernels take
 LANES = 128
 MAX_TILE = 256
 # Double-buffered blocks and scratch; VMEM is 128 MiB on v5e and v6e, less on older chips.
 VMEM_BYTES = 48 * 2**20
 # A grid step costs some hundred cycles whatever it does; short texts share one.
 ROWS_OF_TOKENS = 256
-# The more heads in line, the better the pipeline is filled, and the longer the kernel compiles.
+# The more heads in line, the better the pipeline is filled, and the longer a kernel compiles, once for each layer that
+# is unrolled. Of 12 heads of 64, 12 / 4 / 2 in line take 187 / 214 / 250 thousand cycles for 32 images on a v6e (252 /
+# 283 / 329 on a v5e), forward and backward, and 12 layers compile in 1.7 / 1.5 / 1 times the shortest.
 HEADS_IN_LINE = 12
 
 

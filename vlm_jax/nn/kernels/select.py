@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.nn.kernels import splash, whole_image
-from vlm_jax.nn.kernels.geometry import LANES, Geometry, supports, tile_of_queries
+from vlm_jax.nn.kernels.geometry import DTYPES, LANES, Geometry, supports, tile_of_queries
 from vlm_jax.nn.kernels.plain import Ids, cudnn_attention, cudnn_supports, plain_attention
 from vlm_jax.nn.kernels.varying import same_type
 
@@ -153,7 +153,7 @@ def _others(qkv, ids, options: Options) -> dict:
     static = {"num_heads": o.num_heads, "causal": o.causal, "valid": o.valid}
     branches = {"default": functools.partial(plain_attention, **static)}
     # Splash attention's results have no type inside a checked `shard_map`, which refuses it.
-    if qkv.shape[1] >= SPLASH_FROM and not jax.typeof(qkv).manual_axis_type.varying:
+    if qkv.shape[1] >= SPLASH_FROM and qkv.dtype in DTYPES and not jax.typeof(qkv).manual_axis_type.varying:
         branches["tpu"] = functools.partial(splash.long_attention, **static)
     if ids is None and cudnn_supports(qkv, o.num_heads):
         branches["cuda"] = lambda qkv, ids: cudnn_attention(qkv, **static)
@@ -163,7 +163,7 @@ def _others(qkv, ids, options: Options) -> dict:
 def _geometry(qkv, ids, options: Options) -> Geometry | None:
     batch, time, width = qkv.shape
     o = options
-    if not supports(time, width // 3, o.num_heads, qkv.dtype.itemsize):
+    if qkv.dtype not in DTYPES or not supports(time, width // 3, o.num_heads, qkv.dtype.itemsize):
         return None
     padded = tile_of_queries(time)[1]
     return Geometry(batch, padded, width // 3, o.num_heads, o.valid, qkv.dtype.itemsize, o.causal, ids is not None)
