@@ -52,6 +52,9 @@ def parser() -> Parser:
     )
     p.add_argument("--plan_full", action="store_true", help="with --plan: compile all layers, at full effort (minutes)")
     p.add_argument(
+        "--explain_sharding", action="store_true", help="print where each parameter lies, here or with --plan, and stop"
+    )
+    p.add_argument(
         "--print_config", action="store_true", help="print the resolved config, one `key = value` a line, and stop"
     )
     p.add_argument(
@@ -182,10 +185,17 @@ def run(argv: list[str]) -> int:
     if flags.help:
         show(help_text())
         return 0
+    if flags.explain_sharding:
+        from vlm_jax.explain import explain_sharding
+
+        show("\n".join(explain_sharding(resolved_config(flags, overrides, say=show), flags.plan)))
+        return 0
     if flags.plan == "help" or (flags.plan and not flags.print_config):
         return run_plan(flags, overrides)
     from vlm_jax import config as configs
+    from vlm_jax import processes
 
+    job = processes.asked_for(flags)
     said: list[str] = []
     config = resolved_config(flags, overrides, say=said.append)
     lines = configs.lines(configs.fill(config))
@@ -193,10 +203,9 @@ def run(argv: list[str]) -> int:
         show("\n".join([*said, *lines]))
         return 0
 
-    from vlm_jax import processes
-
     mode = f"--evaluate_only={flags.evaluate_only} --dry_run={flags.dry_run}"
-    link = processes.join(flags, [*lines, mode])
+    job = job or processes.detect(flags.process_timeout)
+    link = processes.join(job, [*lines, mode], flags.process_timeout)
     with link.together():
         return run_config(flags, overrides, config, said, link)
 

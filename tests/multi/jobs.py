@@ -54,9 +54,9 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds} s\n{self.tails()}") from None
 
-    def done(self, code: int = 0) -> Job:
+    def done(self, code: int = 0, seconds: float = 400) -> Job:
         """Waits; fails with the ends of all outputs where a process exits with another code."""
-        codes = self.wait()
+        codes = self.wait(seconds)
         assert codes == [code] * len(codes), f"{codes}\n{self.tails()}"
         return self
 

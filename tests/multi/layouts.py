@@ -85,7 +85,7 @@ if __name__ == "__main__":
     folder, *rest = sys.argv[1:]
     words = [word for word in rest if not word.startswith("--")]
     flags = main.parser().parse_args([word for word in rest if word.startswith("--")])
-    link = processes.join(flags, [])
+    link = processes.join(processes.asked_for(flags), [], flags.process_timeout)
     with link.together():
         folder = Path(folder)
         link.in_turn(lambda: small(folder))  # the tokenizer

@@ -110,7 +110,7 @@ def test_four_processes_go_on_from_two(whole, launch, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
     for step in (16, STEPS):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-    job = launch(4, *run_flags(tmp_path / "run"), devices=1).done()
+    job = launch(4, *run_flags(tmp_path / "run", "--allow_config_change"), devices=1).done()
     assert "resumed from step 8" in job.text()
     assert losses(tmp_path / "run") == pytest.approx(losses(straight), rel=0, abs=1e-4)
 

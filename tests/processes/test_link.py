@@ -23,7 +23,7 @@ class Threads:
 
     def __init__(self, count: int, monkeypatch):
         monkeypatch.setattr(links, "ECHO", 0.1)
-        monkeypatch.setattr(links, "LAST", 0.3)
+        monkeypatch.setattr(links, "LAST", 0.5)
         monkeypatch.setattr(hubs, "LAST", 0.3)
         self.count, self.ends, self.pool = count, {}, ThreadPoolExecutor(count)
         self.port = free_port()
@@ -134,6 +134,19 @@ def test_an_error_of_one_ends_all_with_its_line_told_once(threads):
     wait_until(lambda: len(some.ends) == 3)
     assert {end[:2] for end in some.ends.values()} == {("process 1: no such file.", 2)}
     assert [index for index, end in some.ends.items() if end[2]] == [0]
+
+
+def test_an_error_of_all_is_no_ones(threads):
+    some = threads(3)
+    some.links = some.all(some.join)
+
+    def work(index):
+        with some.links[index].together():
+            raise UserError("no such file.")
+
+    some.all(work)
+    wait_until(lambda: len(some.ends) == 3)
+    assert {end[:2] for end in some.ends.values()} == {("no such file.", 2)}
 
 
 def test_a_process_that_is_gone_ends_the_others(threads):

@@ -72,7 +72,7 @@ def asked_for(flags: argparse.Namespace) -> Job | None:
     return Job("flags", given["coordinator"], count, index, _from_environment(()))
 
 
-def detect(timeout: int) -> Job | None:
+def detect(timeout: float) -> Job | None:
     """The job that the environment describes, as jax recognises it; None for a process by itself.
 
     Nothing is waited for but the answers of a TPU VM's metadata server, of the Kubernetes API in an indexed Job, and of
@@ -112,7 +112,7 @@ def detect(timeout: int) -> Job | None:
     return None
 
 
-def _job(kind, name: str, timeout: int) -> Job | None:
+def _job(kind, name: str, timeout: float) -> Job | None:
     count = kind.get_process_count()
     if count == 1:
         return None

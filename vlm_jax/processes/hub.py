@@ -27,6 +27,8 @@ from vlm_jax.errors import UserError
 
 # Seconds that processes have to end in before the first one does, whose end would kill them.
 LAST = 5.0
+# Seconds within which others fail in the same way where the fault is not one process's own.
+ALIKE = 0.5
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -58,6 +60,7 @@ class Hub:
         self._values = collections.defaultdict(collections.deque)
         self._at: dict[int, int] = {}
         self._stop: int | None = None
+        self._failed: list[str] = []
         self._last: dict[str, Any] | None = None
         port = int(coordinator.rpartition(":")[2])
         try:
@@ -135,7 +138,10 @@ class Hub:
                 self._tell_all({"stop_at": max(self._at.values()) + 1, "signal": self._stop})
         elif "failed" in message:
             line = message["failed"]
-            await self._end(f"process {process}: {line}" if process else line, message["code"])
+            self._failed.append(line)
+            await asyncio.sleep(ALIKE)
+            alone = process and self._failed.count(line) == 1
+            await self._end(f"process {process}: {line}" if alone else line, message["code"])
         elif "bye" in message:
             self._done.add(process)
 

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
+import math
 from collections.abc import Sequence
 
 from vlm_jax.processes.alone import Alone
-from vlm_jax.processes.detect import Job, asked_for, detect
+from vlm_jax.processes.detect import Job
 from vlm_jax.processes.hub import Hub
 from vlm_jax.processes.link import Link
 
 
-def join(flags: argparse.Namespace, same: Sequence[str]) -> Alone | Link:
-    """Waits for the other processes of this run, where there are any, and starts `jax.distributed` with them.
+def join(job: Job | None, same: Sequence[str], timeout: float) -> Alone | Link:
+    """Waits for the other processes of a job, where there are any, and starts `jax.distributed` with them.
 
     Args:
-      flags: `coordinator`, `num_processes`, `process_id`, `process_timeout`.
+      job: None for a process by itself.
       same: lines that must be those of process 0, such as the config's.
+      timeout: seconds to wait for all processes.
 
     Raises:
       UserError: some process is missing, is there twice, or was started differently; or the port is taken.
     """
-    job = asked_for(flags) or detect(flags.process_timeout)
     if job is None or job.count == 1:
         return Alone()
     # jax ends the process with a stack trace, or a segmentation fault, where another one is missing, wrong or late:
     # so all are there before it begins.
-    hub = Hub(job.coordinator, job.count, same, flags.process_timeout) if job.index == 0 else None
-    link = Link(job.coordinator, job.index, job.count, same, flags.process_timeout, hub)
-    _initialize(job, flags.process_timeout)
+    hub = Hub(job.coordinator, job.count, same, timeout) if job.index == 0 else None
+    link = Link(job.coordinator, job.index, job.count, same, timeout, hub)
+    _initialize(job, timeout)
     link.say(f"{job.count} processes ({job.launcher}), the first at {job.coordinator}")
     return link
 
 
-def _initialize(job: Job, timeout: int) -> None:
+def _initialize(job: Job, timeout: float) -> None:
     import jax
 
     # It takes SIGTERM for itself, and a process could then no longer be ended by it outside the loop.
@@ -44,5 +44,5 @@ def _initialize(job: Job, timeout: int) -> None:
         job.index,
         local_device_ids=None if job.local_devices is None else list(job.local_devices),
         cluster_detection_method="deactivate",
-        initialization_timeout=timeout,
+        initialization_timeout=math.ceil(timeout),
     )
