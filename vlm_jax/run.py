@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ class Run:
 
         `data=False` opens no training data; `allow_change` takes data that is not what the run began with.
         """
-        _compilation_cache(experiment.compilation_cache)
+        _compilation_cache(experiment.compilation_cache, link)
         plan = startup.make_plan(experiment, jax.devices())
         progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
         warn = lambda line: progress.note(f"warning: {line}")
@@ -303,7 +304,34 @@ def _files(experiment: Experiment, config: Mapping, workdir: Path) -> list[Any]:
     return files
 
 
-def _compilation_cache(folder: str | None) -> None:
-    if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+def _compilation_cache(folder: str | None, link: Alone | Link) -> None:
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    path = Path(folder).expanduser()
+    if not _is_shared(path, link):
+        link.say(f"warning: config.compilation_cache={folder} is not one folder on all hosts; programs are not kept")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _is_shared(folder: Path, link: Alone | Link) -> bool:
+    """Whether all processes see what the first one writes to a folder, that is, have the same programs in a cache.
+
+    Only the first one writes a cache, and compilers of GPUs wait for one another to try kernels: a process that has
+    the program must not leave those waiting that lack it.
+    """
+    if link.count == 1:
+        return True
+    mark = folder / f"seen-{secrets.token_hex(8)}"
+    try:
+        if link.index == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    except OSError:
+        pass
+    name = link.gather(mark.name)[0]
+    seen = all(link.gather((folder / name).exists()))
+    if link.index == 0:
+        mark.unlink(missing_ok=True)
+    return seen
