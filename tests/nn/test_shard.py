@@ -104,7 +104,7 @@ def test_the_order_in_use_is_undone_at_rest(rows, groups):
 def test_gradients_are_summed_over_devices_in_the_dtype_asked_for(grad_dtype, x_dtype):
     def f(x, kernel):
         with shard.under(MESH, grad_dtype):
-            return jax.grad(lambda k: layers.project(x, k, ("embed", "mlp")).astype(jnp.float32).sum())(kernel)
+            return jax.grad(lambda k: layers.project(x, k, None, ("embed", "mlp")).astype(jnp.float32).sum())(kernel)
 
     x, kernel = jnp.ones((8, 16), x_dtype), jnp.ones((16, 4))
     program = jax.jit(f).lower(x, kernel).as_text()

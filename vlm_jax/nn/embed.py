@@ -39,8 +39,8 @@ class PatchProjection(nnx.Module):
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows cols dim"]:
         kernel = self.kernel[...]
         patches = patchify(image.astype(self.dtype), self.size)
-        x = project(patches, kernel.reshape(-1, kernel.shape[-1]), (None, "embed"))
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return project(patches, kernel.reshape(-1, kernel.shape[-1]), bias, (None, "embed"))
 
 
 class ConvStem(nnx.Module):
