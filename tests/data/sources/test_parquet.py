@@ -17,7 +17,7 @@ from PIL import Image
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import decode
 from vlm_jax.data.sources.parquet import Parquet
-from vlm_jax.data.sources.parquet_table import ParquetTable, find_files
+from vlm_jax.data.sources.parquet_table import ParquetTable
 from vlm_jax.errors import UserError
 
 
@@ -236,16 +236,6 @@ def test_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path):
         Parquet(str(folder), text_column="caption"),
     ]
     assert len({fingerprint, *(other.fingerprint for other in others)}) == 7
-
-
-def test_find_files(folder):
-    def found(pattern: str) -> list[str]:
-        return [str(file.relative_to(folder)) for file in find_files(str(folder / pattern))]
-
-    both = ["a/train-0.parquet", "b/train-1.parquet"]
-    assert found(".") == found("**/*.parquet") == found("{a,b}/train-?.parquet") == found("[ab]/*") == both
-    assert found("a") == found("a/train-0.parquet") == found("{a,c}/*.parquet") == both[:1]
-    assert found("{a/train-{0,9},b/train-1}.parquet") == both
 
 
 @pytest.mark.parametrize(

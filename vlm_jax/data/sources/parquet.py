@@ -13,6 +13,7 @@ from typing import Any
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.parquet_table import ParquetTable
+from vlm_jax.data.storage import Storage
 from vlm_jax.errors import UserError, closest
 
 
@@ -24,7 +25,8 @@ class Parquet:
     read once; a larger one pays a row group for most examples, so write it with small groups (100 rows or so).
 
     Attributes:
-      path: a file, a folder (all `*.parquet` below it), or a pattern such as "data/{a,b}/train-*.parquet".
+      path: a file, a folder (all `*.parquet` below it), or a pattern such as "data/{a,b}/train-*.parquet" or
+        "gs://bucket/{00000..00012}.parquet".
       image_column: encoded images: binary, or a struct {bytes, path} as Hugging Face datasets write it.
       text_column: captions, a string or a list of strings a row; None makes them of the class names.
       label_column: classes as integers from 0.
@@ -35,6 +37,7 @@ class Parquet:
       skip: rows to leave out at the start.
       limit: rows to use after that; None uses all.
       cache_mb: memory for row groups, in megabytes (1e6 bytes).
+      storage: how files are read, those of URLs too.
     """
 
     path: str
@@ -47,6 +50,7 @@ class Parquet:
     skip: int = 0
     limit: int | None = None
     cache_mb: int = 2000
+    storage: Storage = Storage()
 
     def __post_init__(self):
         self.validate()
@@ -87,8 +91,8 @@ class Parquet:
     def fingerprint(self) -> str:
         """Of the files' names, lengths and columns and of what is read of them; not of where they lie."""
         table = self._table
-        files = [(file.name, file.stat().st_size, footer.num_rows) for file, footer in zip(table.files, table.footers)]
-        read = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("path", "cache_mb")}
+        files = [(file.name, file.size, footer.num_rows) for file, footer in zip(table.files, table.footers)]
+        read = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("path", "cache_mb", "storage")}
         columns = [str(schema.remove_metadata()) for schema in table.schemas]
         return hashlib.sha256(json.dumps([files, columns, read]).encode()).hexdigest()[:16]
 
@@ -146,7 +150,7 @@ class Parquet:
 
     @functools.cached_property
     def _table(self) -> ParquetTable:
-        return ParquetTable(self.path, cache_bytes=self.cache_mb * 10**6)
+        return ParquetTable(self.path, self.cache_mb * 10**6, self.storage)
 
     @functools.cached_property
     def _columns(self) -> list[str]:
@@ -187,9 +191,9 @@ class Parquet:
     def _check_column(self, field: str, column: str, kind: str, fits) -> None:
         for file, schema in zip(self._table.files, self._table.schemas):
             if column not in schema.names:
-                raise UserError(f"{file} has no column {column!r} ({field}): {closest(column, schema.names)}")
+                raise UserError(f"{file.path} has no column {column!r} ({field}): {closest(column, schema.names)}")
             if not fits(schema.field(column).type):
-                raise UserError(f"column {column!r} of {file} is {schema.field(column).type}, {field} needs {kind}.")
+                raise UserError(f"column {column!r} of {file.path} is {schema.field(column).type}, {field} needs {kind}.")
 
 
 class _Missing(Exception):

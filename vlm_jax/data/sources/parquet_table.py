@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm_jax.errors import UserError, closest
-
-
-def find_files(path: str) -> list[Path]:
-    """Files that `path` names, sorted: one file, the `*.parquet` below a folder, or a pattern with `*`, `**`, `{a,b}`.
-
-    Raises: UserError where there is none, with the nearest name that exists.
-    """
-    if not path:
-        raise UserError("the path of the Parquet files is empty: give a file, a folder or a pattern.")
-    given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        if files := sorted(given.rglob("*.parquet")):
-            return files
-        raise UserError(f"no *.parquet file in the folder {path!r}.")
-    if re.search(r"[*?\[{]", path):
-        matches = (match for pattern in _braces(str(given)) for match in glob.glob(pattern, recursive=True))
-        if files := sorted({Path(match) for match in matches if Path(match).is_file()}):
-            return files
-        raise UserError(f"no file matches {path!r}.")
-    folder = given
-    while not folder.is_dir():
-        missing, folder = folder.name, folder.parent
-    near = closest(missing, (entry.name for entry in folder.iterdir()))
-    raise UserError(f"no {missing!r} in the folder {str(folder)!r}: {near}")
-
-
-def _braces(pattern: str) -> list[str]:
-    """All patterns that "x{a,b}y" stands for; `glob` knows no braces."""
-    if not (found := re.search(r"\{([^{}]*)\}", pattern)):
-        return [pattern]
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    return [full for choice in found[1].split(",") for full in _braces(before + choice + after)]
+from vlm_jax.data.files import find_files
+from vlm_jax.data.storage import File, Storage
+from vlm_jax.errors import UserError
 
 
 class ParquetTable:
@@ -55,10 +20,11 @@ class ParquetTable:
     Several threads may read at the same time: a file is opened for every read, with the footer that is known.
     """
 
-    def __init__(self, path: str, cache_bytes: int):
+    def __init__(self, path: str, cache_bytes: int, storage: Storage | None = None):
         """Raises: UserError for no file, or one that is no Parquet."""
-        self.files = find_files(path)
-        self.footers = [_footer(file) for file in self.files]
+        self.storage = storage or Storage()
+        self.files = find_files(path, (".parquet",), self.storage)
+        self.footers = [_footer(file, self.storage) for file in self.files]
         self.schemas = [footer.schema.to_arrow_schema() for footer in self.footers]
         self.groups = [(k, group) for k, footer in enumerate(self.footers) for group in range(footer.num_row_groups)]
         rows = [self.footers[k].row_group(group).num_rows for k, group in self.groups]
@@ -116,17 +82,23 @@ class ParquetTable:
 
         k, group = self.groups[number]
         try:
-            with pq.ParquetFile(self.files[k], metadata=self.footers[k], page_checksum_verification=True) as file:
+            where = _readable(self.files[k], self.storage)
+            with pq.ParquetFile(where, metadata=self.footers[k], page_checksum_verification=True) as file:
                 return file.read_row_group(group, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:  # damaged pages would lose thousands of rows: not to be skipped
-            raise OSError(f"{self.files[k]}, row group {group}: {error}") from error
+            raise OSError(f"{self.files[k].path}, row group {group}: {error}") from error
 
 
-def _footer(file: Path):
+def _footer(file: File, storage: Storage):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_metadata(file)
+        return pq.read_metadata(_readable(file, storage))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file.path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
+
+
+def _readable(file: File, storage: Storage):
+    """What pyarrow reads: the path of a file that is here, else an object that fetches what is asked for."""
+    return storage.open(file) if file.remote else file.path
