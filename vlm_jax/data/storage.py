@@ -124,7 +124,7 @@ class Storage:
             return Path(file.path)
         if file.size > self._cache.limit:
             raise UserError(
-                f"{file.path} has {file.size / 1e9:.1f} GB and must be fetched whole, Storage.cache_gb={self.cache_gb}: "
+                f"{file.path} has {file.size / 1e9:.1f} GB and must be fetched whole, cache_gb={self.cache_gb}: "
                 "raise that, or mount the bucket (Cloud Storage FUSE, mountpoint-s3) and give the folder."
             )
         key = f"{file.path}\0{file.version}"

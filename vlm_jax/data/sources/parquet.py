@@ -193,7 +193,9 @@ class Parquet:
             if column not in schema.names:
                 raise UserError(f"{file.path} has no column {column!r} ({field}): {closest(column, schema.names)}")
             if not fits(schema.field(column).type):
-                raise UserError(f"column {column!r} of {file.path} is {schema.field(column).type}, {field} needs {kind}.")
+                raise UserError(
+                    f"column {column!r} of {file.path} is {schema.field(column).type}, {field} needs {kind}."
+                )
 
 
 class _Missing(Exception):
