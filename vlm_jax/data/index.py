@@ -44,6 +44,7 @@ def indexes(
     make: Callable[[File], Index],
     storage: Storage,
     folder: str | None = None,
+    holds: Callable[[File, Index], bool] = lambda file, index: True,
 ) -> list[Index]:
     """The index of each file, made by `make` where there is none of this version of the file.
 
@@ -54,11 +55,12 @@ def indexes(
       kind: says what the index holds and in which form: an index of another kind is none.
       folder: where they are kept: None for the cache folder of `storage`, "beside" for the folder of each file, else a
         folder or a URL.
+      holds: whether an index is still true, where size and version of the file do not tell.
 
     Raises: UserError where `folder` cannot be written.
     """
     found: list[Index | None] = [_read(_where(file, kind, storage, folder), file, kind, storage) for file in files]
-    missing = [k for k, index in enumerate(found) if index is None]
+    missing = [k for k, index in enumerate(found) if index is None or not holds(files[k], index)]
 
     def add(k: int) -> None:
         index = make(files[k])

@@ -115,6 +115,17 @@ class Storage:
             self._cache.put(key, data)
         return data
 
+    def fetch(self, path: str) -> bytes:
+        """All bytes of a file that was not looked for before.
+
+        Raises: FileNotFoundError; UserError where it cannot be read.
+        """
+        if not is_remote(path):
+            return self.attempt(path, lambda: Path(path).read_bytes())
+        fs, inside = filesystem(path)
+        info = self.attempt(path, functools.partial(fs.info, inside), self.timeout_s)
+        return self.read(remote_file(path, info))
+
     def local(self, file: File) -> Path:
         """A path of this machine with the file's content; one of a URL is fetched as a whole, once.
 

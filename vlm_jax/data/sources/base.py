@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
-from vlm_jax.data.storage import Storage, content_hash
+from vlm_jax.data.storage import Storage, content_hash, is_remote
 from vlm_jax.errors import UserError
 
 LONGEST_TEXT = 2**16  # characters; a longer one is no caption, and would hold up the tokenizer
@@ -43,7 +43,7 @@ class ImageText(abc.ABC):
     Attributes:
       path: a file, a folder, or a pattern such as "data/{00000..00012}.EXT" or "gs://bucket/*.EXT".
       templates: captions of a class, where records have no text; "{}" is its name.
-      classes: names in label order; () takes them from the data, or from a `classes.txt` in its folder, one a line.
+      classes: names in label order; () takes them from the data, or from `classes.txt` in its folder, one a line.
       skip: records to leave out at the start.
       limit: records to use after that; None uses all.
       storage: how files are read, those of URLs too.
@@ -95,9 +95,11 @@ class ImageText(abc.ABC):
 
     def names_in_data(self) -> tuple[str, ...]:
         """Class names that come with the data."""
-        folder = _folder(self.path)
-        file = Path(folder) / CLASSES_FILE if folder else None
-        return tuple(file.read_text().splitlines()) if file and file.is_file() else ()
+        if is_remote(self.path):
+            return ()
+        path = Path(self.path.removeprefix("file://")).expanduser()
+        file = (path if path.is_dir() else path.parent) / CLASSES_FILE
+        return tuple(file.read_text().splitlines()) if file.is_file() else ()
 
     def validate(self) -> None:
         """Checks the options against the files' indexes; no record is read.
@@ -217,6 +219,13 @@ def utf8(data: bytes, what: str) -> str:
         raise Missing(f"{what} is not UTF-8: byte {data[error.start : error.start + 1]!r} at {error.start}") from None
 
 
+def field_of(value: Any, path: str) -> Any:
+    """What stands at "a.b" of a JSON value, None where there is nothing."""
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def strings(value: Any, what: str) -> list[str]:
     """The strings of a JSON value: one, or a list of them.
 
@@ -226,13 +235,3 @@ def strings(value: Any, what: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(v, str) or v is None for v in values):
         raise Missing(f"{what} is {str(value)[:40]!r}, wanted is a string or a list of strings")
     return [v for v in values if v is not None]
-
-
-def _folder(path: str) -> str | None:
-    """The folder of this machine that files of a path lie in, as far as the path itself says."""
-    from vlm_jax.data.storage import is_remote
-
-    if is_remote(path):
-        return None
-    local = Path(path.removeprefix("file://")).expanduser()
-    return str(local if local.is_dir() else local.parent)

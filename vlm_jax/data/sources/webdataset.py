@@ -13,7 +13,7 @@ import numpy as np
 
 from vlm_jax.data.files import find_files
 from vlm_jax.data.index import Index, indexes
-from vlm_jax.data.sources.base import Fields, ImageText, Missing, strings, utf8
+from vlm_jax.data.sources.base import Fields, ImageText, Missing, field_of, strings, utf8
 from vlm_jax.data.sources.tar_index import KIND, key_of, make_tar_index
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError, closest
@@ -127,8 +127,7 @@ class WebDataset(ImageText):
                 value = json.loads(value)
             except ValueError as error:
                 raise Missing(f".{extension} is not JSON: {error}") from None
-            for part in path.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
+            value = field_of(value, path)
         if value is not None:
             yield value
 
