@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm_jax.data import pipeline as pipeline_module
 from vlm_jax.data import reader
+from vlm_jax.data import rows as rows_module
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.order import permutation
@@ -275,7 +275,7 @@ def test_counts_of_processes_add_up():
 def test_a_source_without_a_readable_record_stops_the_run(monkeypatch):
     with pytest.raises(UserError, match=r"'numbers': 50 records in a row are unreadable, the first is .*not an image"):
         take(make(Source(broken=frozenset(range(50)))), 1)
-    monkeypatch.setattr(pipeline_module, "MOST_UNREADABLE", 5)
+    monkeypatch.setattr(rows_module, "MOST_UNREADABLE", 5)
     with pytest.raises(UserError, match="5 records in a row"):
         take(make(Source(broken=frozenset(range(50))), threads=2), 1)
 

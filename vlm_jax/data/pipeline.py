@@ -5,48 +5,50 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from vlm_jax.data import state as data_state
+from vlm_jax.data.apportion import Apportionment
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import ImageTransform
-from vlm_jax.data.order import permutation
+from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.reader import Example, Reader
+from vlm_jax.data.rows import Rows
 from vlm_jax.data.stream import stream
 from vlm_jax.data.text import Text, caption_ids
+from vlm_jax.data.workers import WorkerStream
 from vlm_jax.errors import UserError
-
-# So many unreadable records in a row are a wrong source, not damage.
-MOST_UNREADABLE = 1000
-# Unreadable records that are named in the report.
-NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Shuffled, decoded, augmented and tokenized batches of one source.
+    """Shuffled, decoded, augmented and tokenized batches of a source, or of a mixture of them.
 
-    Global example g is record `order(epoch)[position]` of the source, with `epoch, position = divmod(g, len(source))`
-    and `order` a permutation of (seed, source name, epoch); caption and augmentation are drawn from the generator
+    Row g of the run belongs to a source (the only one, or the one that the mixture says), which has had t rows before
+    it: it is record `order(epoch)[position]` of that source, with `epoch, position = divmod(t, len(source))` and
+    `order` a permutation of (seed, source name, epoch). Caption and augmentation are drawn from the generator
     Philox(key=(seed, g)). A record that is unreadable is replaced by the next readable one of the epoch's order (after
     the last comes the first), which shifts no other row.
 
     Attributes:
-      source: random access: `len(source)`, `source[i] -> dict`, `name`, `fingerprint`, `class_names`.
+      source: random access: `len(source)`, `source[i] -> dict`, `name`, `fingerprint`, `class_names`; or a `Mixture`.
       image: the image transform.
       text: the tokens, or None for images without text.
-      cache: keep what was decoded and resized in memory.
-      threads: threads that decode; 0 prepares batches when they are asked for.
+      cache: keep what was decoded and resized in memory, each worker for itself.
+      workers: processes that prepare batches; 0 does it in this one. Their number changes no batch.
+      threads: threads that decode, in each worker where there are any; 0 prepares batches when they are asked for.
       prefetch: batches prepared ahead.
-      shuffle: False takes the source in its own order, every epoch.
+      shuffle: False takes each source in its own order, every epoch.
     """
 
     source: Any
     image: ImageTransform
     text: Text | None = None
     cache: bool = False
+    workers: int = 0
     threads: int = 4
     prefetch: int = 2
     shuffle: bool = True
@@ -55,14 +57,32 @@ class Pipeline:
         self.validate()
 
     def validate(self):
-        for name in ("threads", "prefetch"):
+        for name in ("workers", "threads", "prefetch"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} is negative.")
+        for name, part in self.parts.items():
+            if part.image is not None and part.image.size != self.image.size:
+                raise UserError(
+                    f"Mixture.parts.{name}.image.size={part.image.size}, batches have images of {self.image.size}; "
+                    "set both to one value."
+                )
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The parts of the mixture; one source is a mixture of one."""
+        return self.source.parts if isinstance(self.source, Mixture) else {self.source.name: Part(self.source)}
 
     def describe(self) -> list[dict]:
         """What the data is, for the state of a checkpoint."""
-        source = self.source
-        return [{"name": source.name, "length": len(source), "weight": 1.0, "fingerprint": source.fingerprint}]
+        return [
+            {
+                "name": name,
+                "length": len(part.source),
+                "weight": part.weight,
+                "fingerprint": part.source.fingerprint,
+            }
+            for name, part in self.parts.items()
+        ]
 
     def batches(
         self,
@@ -84,29 +104,58 @@ class Pipeline:
           rows: the rows of it, in range(batch_size) and in any order, that this process holds.
           next_index: the global example index of row 0 of the first batch.
           state: what `Batches.state` gave, to go on from there; `next_index` is then the state's.
-          allow_change: go on with the state although the data is not what it was.
+          allow_change: go on with the state although the data is not what it was: each source of a mixture goes on
+            where it stood, by its name, and a new one begins.
           overfit_batches: repeat the first so many batches for ever.
           counted: the rows whose unreadable records this process counts, all of `rows` unless given; where several
             processes hold a row, one of them counts it.
 
         Raises:
-          UserError: the source is empty, or is not the one that the state describes.
+          UserError: a source is empty, or is not what the state describes.
         """
         if len(self.source) == 0:
             raise UserError(f"source {self.source.name!r} is empty.")
         rows = np.asarray(rows, np.int64)
         if rows.size == 0 or rows.min() < 0 or rows.max() >= batch_size:
             raise ValueError(f"rows must be some of range({batch_size})")
+        origin = None
         if state is not None:
-            changes = _changes(state, {"seed": seed, "sources": self.describe()})
+            state = data_state.complete(state)
+            now = {"seed": seed, "sources": self.describe()}
+            changes = data_state.changes(state, now)
             if changes and not allow_change:
                 raise UserError(
                     f"the data is not what this run began with: {'; '.join(changes)}; "
                     "give it the same data, or --allow_config_change to go on with the changed data."
                 )
             next_index = state["next_index"]
+            origin = data_state.origin(state, now) if changes else state["origin"]
+        options = {}
+        if origin is not None and not overfit_batches:
+            options = {"begin": origin["index"], "already": tuple(origin["rows"][name] for name in self.parts)}
+        weights = tuple(part.weight for part in self.parts.values())
+        apportionment = Apportionment(tuple(self.parts), weights, seed, **options)
         counted = rows if counted is None else counted
-        return Batches(self, seed, batch_size, rows, next_index, state or {}, overfit_batches, counted)
+        load = _Load(Rows(self, seed, apportionment), next_index, batch_size, overfit_batches, counted)
+        return Batches(self, seed, load, rows, state or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """Rows of a step, and what is unreadable of them: index, source, key, reason."""
+
+    make: Rows
+    next_index: int
+    batch_size: int
+    overfit_batches: int | None
+    counted: np.ndarray
+
+    def __call__(self, step: int, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str, str]]]:
+        indices = self.next_index + step * self.batch_size + rows
+        repeated = indices % (self.batch_size * self.overfit_batches) if self.overfit_batches else indices
+        batch, unreadable = self.make(repeated)
+        own = np.isin(rows, self.counted)
+        return batch, [(int(indices[at]), *what) for at, *what in unreadable if own[at]]
 
 
 class Batches:
@@ -118,23 +167,16 @@ class Batches:
     names.
     """
 
-    def __init__(self, pipeline, seed, batch_size, rows, next_index, state, overfit_batches, counted):
-        self._pipeline, self._seed, self._batch_size = pipeline, seed, batch_size
-        self._next_index = next_index
-        self._unreadable = state.get("unreadable", 0)
-        self._unreadable_first = [tuple(named) for named in state.get("unreadable_first", ())]
-        self._news: list[tuple[int, str, str]] = []
+    def __init__(self, pipeline: Pipeline, seed: int, load: _Load, rows: np.ndarray, state: dict):
+        self._pipeline, self._seed, self._batch_size = pipeline, seed, load.batch_size
+        self._next_index, self._apportionment = load.next_index, load.make.apportionment
+        self._tally = data_state.Tally(list(pipeline.parts), state)
         self._waited = 0.0
-        period = batch_size * overfit_batches if overfit_batches else None
-        maker = _Maker(pipeline, seed)
-
-        def load(step: int, rows: np.ndarray):
-            indices = next_index + step * batch_size + rows
-            batch, unreadable = maker(indices % period if period else indices)
-            own = np.isin(rows, counted)
-            return batch, [(int(indices[at]), key, why) for at, key, why in unreadable if own[at]]
-
-        self._stream = stream(load, rows=rows, threads=pipeline.threads, prefetch=pipeline.prefetch)
+        options = dict(rows=rows, threads=pipeline.threads, prefetch=pipeline.prefetch)
+        if pipeline.workers:
+            self._stream = WorkerStream(load, spec=load.make.spec, workers=pipeline.workers, **options)
+        else:
+            self._stream = stream(load, **options)
 
     def __iter__(self) -> Batches:
         return self
@@ -148,18 +190,18 @@ class Batches:
             raise
         self._waited += time.perf_counter() - start
         self._next_index += self._batch_size
-        self._news += unreadable
+        self._tally.add(unreadable)
         return batch
 
     @property
     def unreadable(self) -> int:
         """Rows of all batches given out from the run's begin to the last `state` whose own record was unreadable."""
-        return self._unreadable
+        return self._tally.total
 
     @property
     def unreadable_first(self) -> list[tuple[str, str]]:
         """The first unreadable records, as of the last `state`: key and reason."""
-        return list(self._unreadable_first)
+        return list(self._tally.first)
 
     def state(self, gather: Callable[[Any], list[Any]] = lambda mine: [mine]) -> dict:
         """Where the next batch begins, and in what data, as JSON, the same on every process.
@@ -168,20 +210,29 @@ class Batches:
           gather: gives the values (JSON) of all processes for this one's; what was unreadable since the last call is
             added up with it, so that all processes call this equally often.
         """
-        news, self._news = self._news, []
-        told = gather([len(news), _distinct(news)])
-        self._unreadable += sum(count for count, _ in told)
-        known = [(-1, *named) for named in self._unreadable_first]
-        added = sorted(tuple(named) for _, part in told for named in part)
-        self._unreadable_first = [(key, why) for _, key, why in _distinct([*known, *added])]
+        held = self._apportionment
         return {
             "next_index": self._next_index,
             "seed": self._seed,
             "batch_size": self._batch_size,
             "sources": self._pipeline.describe(),
-            "unreadable": self._unreadable,
-            "unreadable_first": [list(named) for named in self._unreadable_first],
+            "rows": self._rows(),
+            "origin": {"index": held.begin, "rows": dict(zip(held.names, held.already or [0] * len(held.names)))},
+            **self._tally.state(gather),
         }
+
+    def metrics(self) -> dict[str, float]:
+        """Of each source of a mixture, the rows and epochs up to here, and its unreadable records as of `state`."""
+        metrics = {}
+        for name, rows in self._rows().items() if isinstance(self._pipeline.source, Mixture) else ():
+            metrics[f"source/{name}/rows"] = float(rows)
+            metrics[f"source/{name}/epochs"] = rows / len(self._pipeline.parts[name].source)
+            metrics[f"source/{name}/unreadable"] = float(self._tally.by_source[name])
+        return metrics
+
+    def _rows(self) -> dict[str, int]:
+        """How many rows each source has had."""
+        return dict(zip(self._apportionment.names, self._apportionment.before(self._next_index).tolist()))
 
     def wait_seconds(self) -> float:
         """Seconds that the caller has waited for batches since it last asked."""
@@ -189,115 +240,8 @@ class Batches:
         return waited
 
     def close(self) -> None:
-        """Stops the threads; whatever they have prepared is dropped."""
+        """Stops the threads or workers; whatever they have prepared is dropped."""
         self._stream.close()
-
-
-class _Maker:
-    """Makes rows of training batches from global example indices."""
-
-    def __init__(self, pipeline: Pipeline, seed: int):
-        self._pipeline, self._seed = pipeline, seed
-        self._read = Reader(
-            pipeline.source,
-            pipeline.image.decode_resize,
-            needs_text=pipeline.text is not None,
-            cache={} if pipeline.cache else None,
-        )
-        self._length = len(pipeline.source)
-        self._with_label = bool(pipeline.source.class_names)
-
-    def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str]]]:
-        """Rows of a batch, and place, key and reason of each one whose own record was unreadable."""
-        pipeline, generator = self._pipeline, _Generator(self._seed)
-        images, captions, labels, unreadable = [], [], [], []
-        for at, (index, record) in enumerate(zip(indices.tolist(), self._records(indices).tolist())):
-            example, failure = self._readable(index, record)
-            if failure is not None:
-                unreadable.append((at, failure.key, failure.why))
-            rng = generator(index)
-            if pipeline.text is not None:
-                captions.append(example.texts[int(rng.random() * len(example.texts))])
-            images.append(pipeline.image.augment(example.image, rng))
-            labels.append(example.label)
-        batch = {"image": np.stack(images), "example_id": _halves(indices)}
-        if pipeline.text is not None:
-            batch["text"] = pipeline.text(captions)
-            batch["caption_id"] = caption_ids(batch["text"])
-        if self._with_label:
-            batch["label"] = np.array(labels, np.int32)
-        return batch, unreadable
-
-    def _records(self, indices: np.ndarray) -> np.ndarray:
-        """Indices into the source of global example indices."""
-        epochs, positions = np.divmod(indices, self._length)
-        if not self._pipeline.shuffle:
-            return positions
-        records = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            records[of_epoch] = self._order(int(epoch))(positions[of_epoch])
-        return records
-
-    def _order(self, epoch: int):
-        return permutation(self._length, seed=self._seed, name=self._pipeline.source.name, epoch=epoch)
-
-    def _readable(self, index: int, record: int) -> tuple[Example, UnreadableRecord | None]:
-        """The example of a record, or of the next readable one, and why it is not the record's own."""
-        try:
-            return self._read(record), None
-        except UnreadableRecord as error:
-            first = error
-        epoch, position = divmod(index, self._length)
-        tries = min(self._length, MOST_UNREADABLE)
-        for step in range(1, tries):
-            following = self._records(np.array([epoch * self._length + (position + step) % self._length]))
-            try:
-                return self._read(int(following[0])), first
-            except UnreadableRecord:
-                continue
-        raise UserError(
-            f"source {self._pipeline.source.name!r}: {tries} records in a row are unreadable, "
-            f"the first is {first.key}: {first.why}."
-        )
-
-
-class _Generator:
-    """`Generator(Philox(key=(seed, index)))`, one that is set anew for each index: making one costs ten times more."""
-
-    def __init__(self, seed: int):
-        self._bits = np.random.Philox(key=[seed % 2**64, 0])
-        self._state = self._bits.state
-        self._rng = np.random.Generator(self._bits)
-
-    def __call__(self, index: int) -> np.random.Generator:
-        self._state["state"]["key"][1] = index
-        self._bits.state = self._state
-        return self._rng
-
-
-def _halves(indices: np.ndarray) -> np.ndarray:
-    """High and low 32 bits of global example indices: [b, 2] uint32."""
-    return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=1).astype(np.uint32)
-
-
-def _distinct(unreadable: Iterable[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """The first of them, each record once."""
-    found: dict[tuple[str, str], tuple[int, str, str]] = {}
-    for index, key, why in unreadable:
-        if len(found) < NAMED:
-            found.setdefault((key, why), (index, key, why))
-    return list(found.values())
-
-
-def _changes(before: dict, now: dict) -> list[str]:
-    """What differs between two descriptions of the data, one phrase a difference."""
-    pairs = [("seed", before["seed"], now["seed"])]
-    if len(before["sources"]) != len(now["sources"]):
-        pairs.append(("sources", len(before["sources"]), len(now["sources"])))
-    for old, new in zip(before["sources"], now["sources"]):
-        pairs += [(f"{old['name']}.{key}", old[key], new[key]) for key in new]
-    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
 
 
 def evaluation_batches(

@@ -15,6 +15,8 @@ from vlm_jax.errors import UserError
 
 # Waits before the second and the third try of a read that failed.
 RETRY_SECONDS = (0.2, 1.0)
+# Characters of a caption; a longer one is a page, or a file that went astray.
+LONGEST_CAPTION = 2**16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,12 +44,14 @@ class Reader:
     decode: Callable[[Any], np.ndarray]
     needs_text: bool = False
     cache: dict[int, Example] | None = None
+    templates: tuple[str, ...] = ()
 
     def __call__(self, index: int) -> Example:
         """The example at an index.
 
         Raises:
-          UnreadableRecord: it is damaged, or lacks a caption. Whoever asked takes another one, and counts.
+          UnreadableRecord: it is damaged, or has no caption that can be trained on. Whoever asked takes another one,
+            and counts.
           UserError: the source cannot be read, after three tries. An I/O error says nothing about the record, and
             skipping it would change the data without a word.
         """
@@ -57,28 +61,61 @@ class Reader:
             if self.cache is not None:
                 self.cache[index] = example
         if self.needs_text and not example.texts:
-            raise UnreadableRecord(self.source.name, str(index), "it has no text")
+            why = "it has no class name" if self.templates else "it has no text"
+            raise UnreadableRecord(self.source.name, str(index), why)
         return example
 
     def _decode(self, record: dict, index: int) -> Example:
         try:
             image = self.decode(record["image"])
-        except UnreadableImage as error:
+            label = -1 if record.get("label") is None else int(record["label"])
+            return Example(image, self._texts(record, label), label)
+        except (UnreadableImage, _UnreadableText) as error:
             raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
-        text, label = record.get("text") or (), record.get("label")
-        texts = tuple(t for t in ((text,) if isinstance(text, str) else text) if t and not t.isspace())
-        return Example(image, texts, -1 if label is None else int(label))
+
+    def _texts(self, record: dict, label: int) -> tuple[str, ...]:
+        if self.templates:
+            names = self.source.class_names
+            return tuple(t.format(names[label]) for t in self.templates) if 0 <= label < len(names) else ()
+        text = record.get("text") or ()
+        return tuple(t for t in ((text,) if isinstance(text, (str, bytes)) else text) if _says_something(t))
 
     def _read(self, index: int) -> dict:
         for seconds in RETRY_SECONDS:
             try:
-                return self.source[index]
+                return self._record(index)
             except OSError:
                 time.sleep(seconds)
         try:
-            return self.source[index]
+            return self._record(index)
         except OSError as error:
             raise UserError(
                 f"source {self.source.name!r}: record {index} cannot be read after {len(RETRY_SECONDS) + 1} tries "
                 f"({error}); mend the storage and start again, the run resumes where it was."
             ) from error
+
+    def _record(self, index: int) -> dict:
+        try:
+            return self.source[index]
+        except UnicodeDecodeError as error:  # of a format that stores text as bytes
+            raise UnreadableRecord(self.source.name, str(index), f"its text is not UTF-8: {error.reason}") from error
+
+
+class _UnreadableText(ValueError):
+    """A caption that cannot be trained on; its text is the reason, in one line."""
+
+
+def _says_something(text: Any) -> bool:
+    """Whether a caption is more than blanks. Raises _UnreadableText."""
+    if not text:
+        return False
+    if not isinstance(text, str):
+        raise _UnreadableText(f"its text is of type {type(text).__name__}")
+    if len(text) > LONGEST_CAPTION:
+        raise _UnreadableText(f"a caption of {len(text)} characters, the most is {LONGEST_CAPTION}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, or a byte that was let through when it was read
+            raise _UnreadableText(f"its text is not UTF-8: {error.reason}") from error
+    return not text.isspace()

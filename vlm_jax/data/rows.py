@@ -1,0 +1,134 @@
+"""Rows of training batches from global example indices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlm_jax.data.apportion import Apportionment
+from vlm_jax.data.errors import UnreadableRecord
+from vlm_jax.data.order import permutation
+from vlm_jax.data.reader import Example, Reader
+from vlm_jax.data.text import caption_ids
+from vlm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vlm_jax.data.pipeline import Pipeline
+
+# So many unreadable records in a row are a wrong source, not damage.
+MOST_UNREADABLE = 1000
+
+
+class Rows:
+    """Makes the rows of any global example indices: reads, decodes, augments, tokenizes. It pickles."""
+
+    def __init__(self, pipeline: Pipeline, seed: int, apportionment: Apportionment):
+        self._pipeline, self._seed, self.apportionment = pipeline, seed, apportionment
+        self._with_label = bool(pipeline.source.class_names)
+        self._parts = [
+            _PartReader(name, part, pipeline, seed, alone=len(pipeline.parts) == 1)
+            for name, part in pipeline.parts.items()
+        ]
+
+    @property
+    def spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of one row and type of each array."""
+        pipeline = self._pipeline
+        spec = {"image": ((pipeline.image.size, pipeline.image.size, 3), "uint8"), "example_id": ((2,), "uint32")}
+        if pipeline.text is not None:
+            spec |= {"text": ((pipeline.text.length,), "int32"), "caption_id": ((), "int32")}
+        if self._with_label:
+            spec["label"] = ((), "int32")
+        return spec
+
+    def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str, str]]]:
+        """The rows, and place, source, key and reason of each one whose own record was unreadable."""
+        generator = _Generator(self._seed)
+        images, captions, labels, unreadable = [], [], [], []
+        sources, turns = self.apportionment(indices)
+        records = np.empty_like(turns)
+        for source in np.unique(sources):
+            records[sources == source] = self._parts[source].records(turns[sources == source])
+        for at, index in enumerate(indices.tolist()):
+            part = self._parts[sources[at]]
+            example, failure = part(int(turns[at]), int(records[at]))
+            if failure is not None:
+                unreadable.append((at, part.name, failure.key, failure.why))
+            rng = generator(index)
+            if self._pipeline.text is not None:
+                captions.append(part.choose(example.texts, rng.random()))
+            images.append(part.augment(example.image, rng))
+            labels.append(example.label if part.labelled else -1)
+        batch = {"image": np.stack(images), "example_id": _halves(indices)}
+        if self._pipeline.text is not None:
+            batch["text"] = self._pipeline.text(captions)
+            batch["caption_id"] = caption_ids(batch["text"])
+        if self._with_label:
+            batch["label"] = np.array(labels, np.int32)
+        return batch, unreadable
+
+
+class _PartReader:
+    """Examples of one source by their turn: turn t is position `t mod length` of the order of epoch `t div length`."""
+
+    def __init__(self, name, part, pipeline, seed, alone):
+        image = part.image or pipeline.image
+        self.name, self.choose, self.augment = name, part.choose, image.augment
+        self.labelled = bool(part.source.class_names)
+        self._source, self._seed, self._shuffle, self._alone = part.source, seed, pipeline.shuffle, alone
+        self._length = len(part.source)
+        self._read = Reader(
+            part.source,
+            image.decode_resize,
+            needs_text=pipeline.text is not None,
+            templates=part.templates,
+            cache={} if pipeline.cache else None,
+        )
+
+    def records(self, turns: np.ndarray) -> np.ndarray:
+        """Indices into the source."""
+        epochs, positions = np.divmod(turns, self._length)
+        if not self._shuffle:
+            return positions
+        records = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            order = permutation(self._length, seed=self._seed, name=self.name, epoch=int(epoch))
+            records[epochs == epoch] = order(positions[epochs == epoch])
+        return records
+
+    def __call__(self, turn: int, record: int) -> tuple[Example, UnreadableRecord | None]:
+        """The example of a turn, or of the next readable record of the epoch, and why it is not the turn's own."""
+        try:
+            return self._read(record), None
+        except UnreadableRecord as error:
+            first = error
+        epoch, position = divmod(turn, self._length)
+        tries = min(self._length, MOST_UNREADABLE)
+        for step in range(1, tries):
+            following = self.records(np.array([epoch * self._length + (position + step) % self._length]))
+            try:
+                return self._read(int(following[0])), first
+            except UnreadableRecord:
+                continue
+        where = f"source {self._source.name!r}" + ("" if self._alone else f" of {self.name!r} in the mixture")
+        raise UserError(f"{where}: {tries} records in a row are unreadable, the first is {first.key}: {first.why}.")
+
+
+class _Generator:
+    """`Generator(Philox(key=(seed, index)))`, one that is set anew for each index: making one costs ten times more."""
+
+    def __init__(self, seed: int):
+        self._bits = np.random.Philox(key=[seed % 2**64, 0])
+        self._state = self._bits.state
+        self._rng = np.random.Generator(self._bits)
+
+    def __call__(self, index: int) -> np.random.Generator:
+        self._state["state"]["key"][1] = index
+        self._bits.state = self._state
+        return self._rng
+
+
+def _halves(indices: np.ndarray) -> np.ndarray:
+    """High and low 32 bits of global example indices: [b, 2] uint32."""
+    return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=1).astype(np.uint32)
