@@ -184,6 +184,7 @@ class Run:
         data = self.batches.state(self.link.gather)
         values["examples_seen"] = float(data["next_index"])
         values["unreadable"] = float(data["unreadable"])
+        values.update(self.batches.metrics())
         values.update(self.chrono.read(step, self.batches.wait_seconds()))
         self.writers.write(step, {f"train/{name}": value for name, value in values.items()})
         self.progress.update(step, values)

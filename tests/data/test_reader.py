@@ -77,6 +77,30 @@ def test_damage_is_not_tried_again():
     assert source.reads == 1
 
 
+def test_text_that_a_format_cannot_decode_is_damage(no_waiting):
+    try:
+        b"caf\xe9".decode()
+    except UnicodeDecodeError as error:
+        source = Source(RECORD, failures=99, error=error)
+    with pytest.raises(
+        UnreadableRecord, match=r"one: record 7 is unreadable: its text is not UTF-8: unexpected end of"
+    ):
+        Reader(source, same)(7)
+    assert source.reads == 1 and not no_waiting
+
+
+@pytest.mark.parametrize("label", [0, 1, None, 2, -1])
+def test_templates_make_captions_of_class_names(label):
+    source = Source({**RECORD, "label": label})
+    source.class_names = ("cat", "dog")
+    read = Reader(source, same, needs_text=True, templates=("a {}", "{}s"))
+    if label in (0, 1):
+        assert read(0).texts == (("a cat", "cats"), ("a dog", "dogs"))[label]
+    else:
+        with pytest.raises(UnreadableRecord, match="it has no class name"):
+            read(0)
+
+
 @pytest.mark.parametrize("record, key", [({"image": b""}, "7"), ({"image": b"", "key": "shard/9"}, "shard/9")])
 def test_an_undecodable_image_is_an_unreadable_record(record, key):
     def decode(data):

@@ -60,16 +60,16 @@ class Reader:
             example = self._decode(self._read(index), index)
             if self.cache is not None:
                 self.cache[index] = example
-        if self.needs_text and not example.texts:
-            why = "it has no class name" if self.templates else "it has no text"
-            raise UnreadableRecord(self.source.name, str(index), why)
         return example
 
     def _decode(self, record: dict, index: int) -> Example:
         try:
             image = self.decode(record["image"])
             label = -1 if record.get("label") is None else int(record["label"])
-            return Example(image, self._texts(record, label), label)
+            texts = self._texts(record, label)
+            if self.needs_text and not texts:
+                raise _UnreadableText("it has no class name" if self.templates else "it has no text")
+            return Example(image, texts, label)
         except (UnreadableImage, _UnreadableText) as error:
             raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
 
