@@ -155,7 +155,7 @@ def test_flipped_bits_cost_only_their_record(tmp_path, storage):
     source = ArrayRecord(str(path), storage=storage)
     for index in (5, 4, 5, 6, 11):
         if index == 5:
-            with pytest.raises(UnreadableRecord, match="bytes of .*x.array_record were changed"):
+            with pytest.raises(UnreadableRecord, match=r"bytes of .*x\.array_record were changed"):
                 source[5]
         else:
             assert source[index]["image"] == images[index]

@@ -131,8 +131,7 @@ def test_an_image_that_is_none(data_dir):
 
 def test_no_tensorflow(data_dir):
     code = (
-        "import sys; from vlm_jax.data.reader import Reader
-from vlm_jax.data.sources.tfds import Tfds;"
+        "import sys; from vlm_jax.data.sources.tfds import Tfds;"
         f"source = Tfds('tiny/train', data_dir={data_dir!r}); source[3];"
         "print([m for m in ('tensorflow', 'jax', 'torch') if m in sys.modules])"
     )
