@@ -160,6 +160,14 @@ def test_a_changed_config_is_shown_and_needs_the_flag(tmp_path, whole, capsys):
     assert latest_step(tmp_path / "run") == STEPS + 1
 
 
+def test_another_number_of_workers_is_no_other_config(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/12")
+    code, out = finished(flags(tmp_path / "run", **{"data.workers": "2"}))
+    assert code == 0 and "config change: data.workers: 0 -> 2" in out and "resumed from step 9" in out
+    check_same(tmp_path / "run", whole)
+
+
 def test_a_workdir_is_a_config(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     assert main([f"--config={tmp_path}/run", "--evaluate_only"]) == 0

@@ -19,6 +19,9 @@ USAGE = (
     "[--bind='Target.param=VALUE' ...]"
 )
 
+# What decides how soon a batch is there, and not which one it is: a run may go on with other values.
+SPEED = r"data\.(workers|threads|prefetch|cache): "
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like everything else."""
@@ -162,8 +165,8 @@ def check_workdir(workdir: Path, config, allow_change: bool, say: Callable[[str]
     if not path.is_file():
         return
     changes = configs.diff(configs.from_json(path.read_text(), str(path)), config)
-    if changes and not allow_change:
-        shown = "; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else "")
+    if not allow_change and (changed := [change for change in changes if not re.match(SPEED, change)]):
+        shown = "; ".join(changed[:8]) + ("; ..." if len(changed) > 8 else "")
         raise UserError(
             f"{workdir} belongs to another config ({shown}); take another --workdir, or --allow_config_change."
         )
