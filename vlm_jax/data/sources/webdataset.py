@@ -18,7 +18,7 @@ from vlm_jax.data.sources.tar_index import KIND, key_of, make_tar_index
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError, closest
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "img")
 DAMAGED = ("refuse", "skip")
 NEAR = 2**16  # bytes between two members that are rather read than asked for separately
 
