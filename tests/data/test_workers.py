@@ -14,13 +14,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from numbered import PLAIN, TEXT, VARIED, Numbered, same, take, told
+from numbered import PLAIN, SIZE, TEXT, VARIED, Numbered, png, same, take, told
 
 from vlm_jax.data import workers as workers_module
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.order import permutation
 from vlm_jax.data.pipeline import Pipeline
+from vlm_jax.data.sources.parquet import Parquet
+from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.errors import UserError
 
 HOSTS, WORKERS = (1, 2, 4), (0, 1, 2, 3)
@@ -106,6 +110,17 @@ def test_batches_are_those_of_this_process(workers, threads, prefetch):
     assert got[1] == expected[1]
 
 
+def test_sources_of_ours_go_to_workers(tmp_path):
+    table = pa.table({"image": [png(i) for i in range(20)], "text": [f"drawn one {i}" for i in range(20)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    parts = dict(
+        drawn=Part(Parquet(str(tmp_path / "a.parquet"), text_column="text")),
+        shapes=Part(Shapes(size=100, image_size=SIZE), templates=("a {}",)),
+    )
+    make = lambda workers: Pipeline(Mixture(parts), image=PLAIN, text=TEXT, threads=1, workers=workers)
+    same(take(make(1), 4)[0], take(make(0), 4)[0])
+
+
 def test_a_batch_stays_what_it_was():
     batches = single(workers=1, prefetch=1).batches(seed=0, batch_size=8, rows=np.arange(8))
     first = next(batches)
@@ -143,21 +158,28 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def named_memory(pid: int) -> list[str]:
+    """What a process has in memory of files in /dev/shm that have a name there."""
+    maps = pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line for line in maps if "/dev/shm/" in line and not line.endswith("(deleted)")]
+
+
 def test_close_leaves_nothing():
     take(single(workers=1), 1)  # from the first time on Python keeps a tracker of shared memory
-    before = children(), open_files(), sorted(os.listdir("/dev/shm"))
+    before = children(), open_files(), named_memory(os.getpid())
     for count in (0, 2):
         batches = single(workers=2).batches(seed=0, batch_size=8, rows=np.arange(8))
         for _ in range(count):
             next(batches)
-        assert len(children() - before[0]) == 2
-        assert sorted(os.listdir("/dev/shm")) == before[2]
+        workers = children() - before[0]
+        assert len(workers) == 2 and not any(named_memory(pid) for pid in workers)
+        assert named_memory(os.getpid()) == before[2]
         batches.close()
         batches.close()
         with pytest.raises(ValueError, match="closed"):
             next(batches)
         del batches
-    assert (children(), open_files(), sorted(os.listdir("/dev/shm"))) == before
+    assert (children(), open_files(), named_memory(os.getpid())) == before
 
 
 def test_what_is_forgotten_is_closed():

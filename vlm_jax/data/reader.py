@@ -35,7 +35,7 @@ class Reader:
     Attributes:
       source: random access, `source[i] -> dict` of `image`, `text`, `label`.
       decode: encoded image or array -> uint8 [H, W, 3], deterministic.
-      needs_text: a record without a caption is unreadable.
+      needs_text: a record without a caption is unreadable; else captions are left out.
       cache: examples kept by index, so that each is decoded once; None keeps none. Threads may share it, since what
         they write for an index is the same.
     """
@@ -66,19 +66,21 @@ class Reader:
         try:
             image = self.decode(record["image"])
             label = -1 if record.get("label") is None else int(record["label"])
-            texts = self._texts(record, label)
-            if self.needs_text and not texts:
-                raise _UnreadableText("it has no class name" if self.templates else "it has no text")
-            return Example(image, texts, label)
+            return Example(image, self._texts(record, label) if self.needs_text else (), label)
         except (UnreadableImage, _UnreadableText) as error:
             raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
 
     def _texts(self, record: dict, label: int) -> tuple[str, ...]:
         if self.templates:
             names = self.source.class_names
-            return tuple(t.format(names[label]) for t in self.templates) if 0 <= label < len(names) else ()
+            if not 0 <= label < len(names):
+                raise _UnreadableText("it has no class name")
+            return tuple(template.format(names[label]) for template in self.templates)
         text = record.get("text") or ()
-        return tuple(t for t in ((text,) if isinstance(text, (str, bytes)) else text) if _says_something(t))
+        texts = tuple(t for t in ((text,) if isinstance(text, (str, bytes)) else text) if _says_something(t))
+        if not texts:
+            raise _UnreadableText("it has no text")
+        return texts
 
     def _read(self, index: int) -> dict:
         for seconds in RETRY_SECONDS:
