@@ -119,3 +119,29 @@ def test_real_machines(name, monkeypatch):
     cores = 1 + max(d.core_on_chip for d in devices)
     assert hops(order[::cores]) == [1] * (len(devices) // cores)
     assert hops(order) == ([0] * (cores - 1) + [1]) * (len(devices) // cores)
+
+
+def hops_of_groups(order, group) -> list[list[int]]:
+    """For each member of the groups, the links from one group to the next; the last is the way back."""
+    return [hops(order[k::group]) for k in range(group)]
+
+
+@pytest.mark.parametrize(
+    "shape, group",
+    [((16, 16), 16), ((16, 16), 4), ((4, 4), 4), ((8, 8), 2), ((4, 4, 8), 8), ((2, 4), 4), ((16, 16), 128)],
+)
+def test_from_group_to_group_every_hop_is_one_link(shape, group):
+    order = ring_order(machine(shape), group)
+    assert sorted(d.id for d in order) == list(range(math.prod(shape)))
+    assert hops_of_groups(order, group) == [[1] * (math.prod(shape) // group)] * group
+
+
+def test_members_of_a_group_are_near():
+    order = ring_order(machine((16, 16)), 16)
+    assert max(max(hops(order[i : i + 16])) for i in range(0, 256, 16)) == 4
+
+
+@pytest.mark.parametrize("group", [3, 16, 64])
+def test_groups_that_make_no_boxes_get_the_walk_of_one(group):
+    given = machine((4, 4))
+    assert ring_order(given, group) == ring_order(given)

@@ -51,6 +51,7 @@ class Experiment:
       overfit_batches: train on the first N batches again and again, to see the loss fall to zero.
       profile: writes a trace window.
       compilation_cache: folder of compiled programs, kept between runs; None keeps none.
+      compiler_options: flags of XLA for the train step, besides those that overlap messages with work.
       peak_tflops: of one device, for MFU; None takes the table of known devices.
       wandb: a Weights & Biases project to write to as well.
       stages: reserved for recipes in stages.
@@ -75,6 +76,7 @@ class Experiment:
     overfit_batches: int | None = None
     profile: Profile | None = None
     compilation_cache: str | None = "~/.cache/vlm_jax/xla"
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     peak_tflops: float | None = None
     wandb: str | None = None
     stages: tuple[str, ...] = ()

@@ -60,12 +60,15 @@ class Layout:
                             f"mesh.rules: {spec!r} names {part!r}; {closest(part, [*AXES, '-', 'replicate'])}"
                         )
 
-    def make(self, devices: Sequence[Any]) -> Mesh:
+    def make(self, devices: Sequence[Any], group: int = 1) -> Mesh:
         """The mesh over `devices`, in `ring_order` where they all lie along one axis, else in the order given.
 
         The ring of a loss goes over `data` and `fsdp` flattened. Where more axes than one are split, collectives
         run over parts of the machine, and the compiler for TPU v5e dies of parts that are no rectangles (all-gather
         over `fsdp=16` on 16x16 chips in ring order, libtpu 0.0.42). In jax's own order such meshes compile.
+
+        Args:
+          group: consecutive devices that a loss gathers among; see `ring_order`.
 
         Raises:
           UserError: the sizes do not multiply to the number of devices.
@@ -78,7 +81,7 @@ class Layout:
             raise UserError(
                 f"mesh {given} does not make {len(devices)} device(s); set one axis to -1, or their product to that."
             )
-        ordered = ring_order(devices) if len(devices) in sizes else devices
+        ordered = ring_order(devices, group) if len(devices) in sizes else devices
         return Mesh(np.asarray(ordered).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from vlm_jax import flops, startup
+from vlm_jax.compiler_options import compiler_options
 from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
 from vlm_jax.step import StepOptions, make_train_step
@@ -18,11 +20,17 @@ def options(experiment: Experiment) -> StepOptions:
     return StepOptions(e.clock.total, e.seed, e.microbatches, e.ema, e.grad_dtype)
 
 
+def flags(plan: startup.Plan) -> dict[str, Any]:
+    """What the compiler is given with the update."""
+    return compiler_options(list(plan.mesh.devices.flat), plan.experiment.compiler_options)
+
+
 def jitted_update(plan: startup.Plan) -> Callable:
     """`(state, batch) -> (state, metrics)`; the state is given up to the new one."""
     experiment = plan.experiment
     update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options(experiment))
-    return jax.jit(update, donate_argnums=0, out_shardings=(plan.shardings, None))
+    shardings = (plan.shardings, None)
+    return jax.jit(update, donate_argnums=0, out_shardings=shardings, compiler_options=flags(plan) or None)
 
 
 def model_flops(plan: startup.Plan) -> float:

@@ -20,6 +20,7 @@ from vlm_jax.experiment import Experiment
 from vlm_jax.nn.positions import resample
 from vlm_jax.optim import merge
 from vlm_jax.state import TrainState
+from vlm_jax.tasks.base import ring_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Plan:
 
 def make_plan(experiment: Experiment, devices: list[Any]) -> Plan:
     """Lays the state out over `devices`. Raises UserError for a mesh, a rule or a batch that does not fit."""
-    task, layout, mesh = experiment.task, experiment.mesh, experiment.mesh.make(devices)
+    task, layout = experiment.task, experiment.mesh
+    mesh = layout.make(devices, ring_group(task, len(devices), experiment.batch_size))
     meshes.local_rows(mesh, experiment.batch_size // experiment.microbatches)
     variables = jax.eval_shape(task.init, jax.random.key(0))
     tx, schedule = experiment.optimizer.make(variables["params"], experiment.clock, task.stacks)

@@ -3,6 +3,7 @@
 from . import reference
 from .cross_entropy import cross_entropy
 from .infonce import infonce_loss
+from .ring import choose_group
 from .sigmoid import sigmoid_loss
 
-__all__ = ["cross_entropy", "infonce_loss", "reference", "sigmoid_loss"]
+__all__ = ["choose_group", "cross_entropy", "infonce_loss", "reference", "sigmoid_loss"]

@@ -123,13 +123,15 @@ def compile_request(request: Request) -> Compiled:
     }
     versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")}
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    with_what = [lowered.as_text(), topology.name, request.coarse, versions, flags, list(map(str, ordered)), _reader()]
+    told = program.flags(plan)
+    with_what = [lowered.as_text(), topology.name, request.coarse, versions, flags, told, list(map(str, ordered))]
+    with_what.append(_reader())
     key = hashlib.sha256(json.dumps(with_what, sort_keys=True).encode()).hexdigest()[:32]
     path = Path(request.cache).expanduser() / f"{key}.json" if request.cache else None
     if path and path.is_file():
         found = Compiled.from_json(path.read_text())
     else:
-        found = _compile(lowered, topology, ordered)
+        found = dataclasses.replace(_compile(lowered, topology, ordered), options=told)
         if path and (not found.error or found.needed):  # another refusal may be of this moment
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(f".{os.getpid()}")

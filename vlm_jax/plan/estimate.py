@@ -149,6 +149,8 @@ def _compile(request: Request) -> Compiled:
             capture_output=True,
             text=True,
         )
+        if 0 < done.returncode < 128 and not answer.is_file():  # beyond, a signal ended it
+            raise RuntimeError(f"the process that compiles failed:\n{done.stderr[-4000:]}")
         if not answer.is_file():
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
             fatal = next((line for line in lines if "Check fail" in line or line.startswith("F0")), lines[-1])

@@ -209,7 +209,7 @@ def _count(module: Module) -> dict[str, Any]:
     cycles, traffic, unknown = 0, 0, 0
     messages: dict[tuple, list[int]] = collections.defaultdict(lambda: [0, 0])
     kernels: dict[tuple, int] = collections.Counter()
-    seen: set[tuple[str, str, str]] = set()  # collectives that are spread over several fusions
+    seen: set[tuple[str, str]] = set()  # collectives that are spread over several fusions
 
     def walk(name: str, times: int, inside: str = "") -> None:
         nonlocal cycles, traffic, unknown
@@ -223,7 +223,7 @@ def _count(module: Module) -> dict[str, Any]:
             kind = i.op.removesuffix("-start")
             if kind in KINDS:
                 # What is fused with products is under way through several fusions, each of which shows it.
-                mark = (inside and name.split(".")[0], kind, _channel(i))
+                mark = kind, _channel(i)
                 if inside != "fusion" or mark not in seen:
                     seen.add(mark)
                     asynchronous = i.op.endswith("-start") or kind == "send" or bool(inside)

@@ -68,3 +68,11 @@ class Task(Protocol):
 def is_contrastive(task: Task) -> bool:
     """Whether the loss compares the examples of a batch with one another, so that microbatches change it."""
     return hasattr(task, "feature_loss")
+
+
+def ring_group(task: Task, devices: int, batch_size: int) -> int:
+    """Of the devices that a batch is split over, how many consecutive ones make a stop of the loss's ring.
+
+    The mesh lays the devices out for it, see `vlm_jax.ring`; a task whose loss has such a ring says it as `group`.
+    """
+    return task.group(devices, batch_size) if hasattr(task, "group") else 1

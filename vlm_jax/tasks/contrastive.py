@@ -62,6 +62,10 @@ class Contrastive:
             "caption_id": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         }
 
+    def group(self, devices: int, batch_size: int) -> int:
+        """How many of so many devices gather each other's texts; see `vlm_jax.tasks.base.ring_group`."""
+        return self.group_size or losses.choose_group(devices, max(1, batch_size // devices))
+
     def features(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[dict[str, Array], dict]:
         """Unit-norm embeddings `image` and `text`, both f32 [batch, dim]."""
         keys = ctx.row_keys(batch["text"].shape[0])
