@@ -7,6 +7,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.nn.embed import ConvStem, ImageEmbed, PatchProjection, TextEmbed
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
+from vlm_jax.nn.layers import repeat
 
 from .random_parameters import random_parameters
 
@@ -103,3 +104,11 @@ def test_a_text_longer_than_the_model(text):
     embed, params = text
     with pytest.raises(UserError, match="5 tokens are longer than the model's length=4"):
         embed(params, jnp.zeros((1, 5), jnp.int32))
+
+
+def test_what_is_repeated_gets_its_gradient_in_f32():
+    """Sums of bf16 rows in bf16 would stop growing at 256 ones."""
+    x = jnp.ones((3, 8))
+    assert repeat(x, 1000, "bfloat16").dtype == jnp.bfloat16
+    grad = jax.grad(lambda x: repeat(x, 1000, "bfloat16").sum(axis=(1, 2)).astype(jnp.float32).sum())(x)
+    np.testing.assert_array_equal(grad, 1000 * np.ones((3, 8), np.float32))

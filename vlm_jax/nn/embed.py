@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.errors import UserError
 from vlm_jax.nn import shard
 from vlm_jax.nn.initializers import Initializers
-from vlm_jax.nn.layers import project
+from vlm_jax.nn.layers import project, repeat
 from vlm_jax.nn.positions import resample, sincos2d
 
 
@@ -109,9 +109,8 @@ class ImageEmbed(nnx.Module):
         x = x.reshape(batch, rows * cols, self.width)
         prefix = 0 if self.cls is None else 1
         if prefix:
-            cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (batch, 1, self.width))
-            x = jnp.concatenate([cls, x], axis=1)
-        x = x + self._positions((rows, cols), prefix).astype(self.dtype)
+            x = jnp.concatenate([repeat(self.cls[...][None], batch, self.dtype), x], axis=1)
+        x = x + repeat(self._positions((rows, cols), prefix), batch, self.dtype)
         return shard.constrain(x, "batch", None, "embed")
 
     def _positions(self, grid: tuple[int, int], prefix: int) -> Float[Array, "time dim"]:

@@ -140,3 +140,20 @@ def to_rest(
     rows, columns = kernel.shape
     parted = shard.constrain(kernel.reshape(rows, split, groups, -1), axes[0], axes[1], None, None)
     return shard.constrain(parted.swapaxes(1, 2).reshape(rows, columns), axes[0], None, table=shard.AT_REST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def repeat(x: Float[Array, "*shape"], batch: int, dtype: str) -> Float[Array, "batch *shape"]:
+    """`x` in `dtype` for every row of a batch. Its gradient is summed in f32 over rows and devices."""
+    return jnp.broadcast_to(x.astype(dtype), (batch, *x.shape))
+
+
+def _repeat_forward(x, batch, dtype):
+    return repeat(x, batch, dtype), jnp.zeros((), x.dtype)
+
+
+def _repeat_backward(batch, dtype, like, dy):
+    return (dy.sum(axis=0, dtype=jnp.float32).astype(like.dtype),)
+
+
+repeat.defvjp(_repeat_forward, _repeat_backward)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.nn import shard
 from vlm_jax.nn.initializers import Initializers
-from vlm_jax.nn.layers import layer_norm, linear
+from vlm_jax.nn.layers import layer_norm, linear, repeat
 from vlm_jax.nn.mlp import Mlp
 
 
@@ -76,19 +76,19 @@ class MapHead(nnx.Module):
         self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch time"] | None = None
     ) -> Float[Array, "batch dim"]:
         num_heads = shard.part(self.num_heads, "heads", "heads of the attention pooling")
-        # The query of the probe is the same for all; it is no row of a batch.
-        query = self.q(self.probe[...].astype(self.dtype)[None])
+        # The query is computed once, for it is the same for all rows.
+        query = repeat(self.q(self.probe[...].astype(self.dtype)[None])[0], len(x), self.dtype)
         arguments = [query, self.kv(x)] + ([] if mask is None else [mask])
-        axes = [(None, "heads"), ("batch", None, "heads"), ("batch", None)][: len(arguments)]
+        axes = [("batch", "heads"), ("batch", None, "heads"), ("batch", None)][: len(arguments)]
         core = functools.partial(_attend_once, num_heads=num_heads)
         x = self.out(shard.per_shard(core, axes, ("batch", "heads"))(*arguments))
         return x + self.mlp(self.ln(x))
 
 
 def _attend_once(query, key_value, mask=None, *, num_heads):
-    """Attention of one query to the tokens of each row; `key_value` is `[key | value]` side by side."""
+    """Attention of one query a row to its tokens; `key_value` is `[key | value]` side by side."""
     batch, time, _ = key_value.shape
     key, value = jnp.unstack(key_value.reshape(batch, time, 2, num_heads, -1), axis=2)
-    query = jnp.broadcast_to(query.reshape(1, 1, num_heads, -1), (batch, 1, *key.shape[2:]))
+    query = query.reshape(batch, 1, num_heads, -1)
     mask = None if mask is None else mask[:, None, None]
     return jax.nn.dot_product_attention(query, key, value, mask=mask).reshape(batch, -1)
