@@ -16,7 +16,8 @@ import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 MIB = 2**20
@@ -24,25 +25,26 @@ OURS, LOOP, SCAN = "vlm_jax", "big_vision", "big_vision, scan and remat"
 DEPTH, FEW = 12, (2, 3)
 
 
-def experiment_of(batch: int, depth: int):
-    """The recipe `siglip_b16` with another batch and depth."""
+def experiment_of(batch: int, depth: int, changes: Mapping[str, str] = MappingProxyType({})):
+    """The recipe `siglip_b16` with another batch and depth, and with `changes`."""
     from vlm_jax import config as configs
     from vlm_jax.overrides import override
     from vlm_jax.plan import subject
 
     config = configs.load("siglip_b16:full")
-    for key, value in {"batch_size": batch, "task.model.image.depth": depth, "task.model.text.depth": depth}.items():
+    sizes = {"batch_size": batch, "task.model.image.depth": depth, "task.model.text.depth": depth}
+    for key, value in {**sizes, **changes}.items():
         override(config, key, str(value))
     return subject.experiment_of(config)
 
 
-def lower_ours(devices: list[Any], batch: int, depth: int):
+def lower_ours(devices: list[Any], batch: int, depth: int, changes: Mapping[str, str] = MappingProxyType({})):
     import jax
 
     from vlm_jax import mesh as meshes
     from vlm_jax import program, startup
 
-    plan = startup.make_plan(experiment_of(batch, depth), devices)
+    plan = startup.make_plan(experiment_of(batch, depth, changes), devices)
     rows = meshes.batch_sharding(plan.mesh)
     spec = plan.experiment.task.batch_spec(batch)
     arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in spec.items()}
