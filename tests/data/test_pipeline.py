@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
 import io
 import json
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -247,6 +249,21 @@ def test_unreadable_records_are_replaced_by_the_next_and_shift_nothing():
         following = (order[epoch][(position + k) % 50] for k in range(50))
         assert record == next(r for r in following if r not in bad)
     assert replaced == state["unreadable"] > 10
+
+
+def test_an_unreadable_record_keeps_no_batch_in_memory():
+    batches = make(Source(broken=frozenset(range(0, 50, 5)))).batches(seed=0, batch_size=50, rows=np.arange(50))
+    gc.collect()
+    gc.disable()
+    try:
+        batch = next(batches)
+        given = weakref.ref(batch["image"])
+        del batch
+        next(batches)
+        assert given() is None
+    finally:
+        gc.enable()
+        batches.close()
 
 
 def test_unreadable_records_are_counted_once_over_a_resume():

@@ -78,14 +78,14 @@ def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(shares)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def _window(names: tuple[str, ...], shares: tuple[int, ...], seed: int, window: int):
     """Of each place of a window its source, and how many earlier places of the window are that source's."""
     sources = np.repeat(np.arange(len(names)), shares)
     turns = np.concatenate([np.arange(share) for share in shares])
     moments = [(np.arange(n) + _random(n, name, seed, window)) / n for name, n in zip(names, shares) if n]
     order = np.argsort(np.concatenate(moments), kind="stable")
-    return sources[order], turns[order]
+    return sources[order].astype(np.uint16), turns[order].astype(np.uint16)  # both below WINDOW
 
 
 def _random(count: int, name: str, seed: int, window: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class Rows:
             part = self._parts[sources[at]]
             example, failure = part(int(turns[at]), int(records[at]))
             if failure is not None:
-                unreadable.append((at, part.name, failure.key, failure.why))
+                unreadable.append((at, part.name, *failure))
             rng = generator(index)
             if self._pipeline.text is not None:
                 captions.append(part.choose(example.texts, rng.random()))
@@ -97,12 +97,12 @@ class _PartReader:
             records[epochs == epoch] = order(positions[epochs == epoch])
         return records
 
-    def __call__(self, turn: int, record: int) -> tuple[Example, UnreadableRecord | None]:
-        """The example of a turn, or of the next readable record of the epoch, and why it is not the turn's own."""
+    def __call__(self, turn: int, record: int) -> tuple[Example, tuple[str, str] | None]:
+        """The example of a turn, or of the next readable record of its epoch; then key and reason of its own."""
         try:
             return self._read(record), None
-        except UnreadableRecord as error:
-            first = error
+        except UnreadableRecord as error:  # kept, it would keep the frames it came through, and whole batches in them
+            first = error.key, error.why
         epoch, position = divmod(turn, self._length)
         tries = min(self._length, MOST_UNREADABLE)
         for step in range(1, tries):
@@ -112,7 +112,7 @@ class _PartReader:
             except UnreadableRecord:
                 continue
         where = f"source {self._source.name!r}" + ("" if self._alone else f" of {self.name!r} in the mixture")
-        raise UserError(f"{where}: {tries} records in a row are unreadable, the first is {first.key}: {first.why}.")
+        raise UserError(f"{where}: {tries} records in a row are unreadable, the first is {first[0]}: {first[1]}.")
 
 
 class _Generator:
