@@ -110,6 +110,18 @@ def test_unreadable_records_are_told_and_left_out(tmp_path, storage, form):
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_a_caption_that_cannot_be_written(tmp_path, storage, form):
+    class Broken(Source):
+        def __getitem__(self, k):
+            record = super().__getitem__(k)
+            return {**record, "text": "half \ud83d"} if k == 4 else record
+
+    written = convert(Broken(), tmp_path / "out", form)
+    assert written.records == 24 and written.unreadable[0][0] == "file:4" and "not UTF-8" in written.unreadable[0][1]
+    assert len(read_back(tmp_path / "out", form, storage)) == 24
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_an_interruption_costs_one_shard(tmp_path, storage, form):
     class Stops(Source):
         def __getitem__(self, k):

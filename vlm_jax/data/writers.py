@@ -198,6 +198,11 @@ def _items(source: Any, numbers: range, unreadable: list) -> Iterator[Item]:
             continue
         text, image = record.get("text") or (), record["image"]
         texts = [text] if isinstance(text, str) else list(text)
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+            unreadable.append([str(record.get("key", number)), f"its text is not UTF-8: {error.reason}"])
+            continue
         image = _png(image) if isinstance(image, np.ndarray) else image
         label = record.get("label") if source.class_names else None
         yield Item(number, image, texts, None if label is None else int(label), str(record.get("key", number)))

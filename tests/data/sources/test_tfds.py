@@ -63,7 +63,7 @@ def value(record: dict) -> int:
 
 
 def test_records(data_dir):
-    source = Tfds("tiny/train", data_dir=data_dir)
+    source = Tfds("tfds:tiny/train", data_dir=data_dir)
     assert len(source) == 20 and source.class_names == ("cat", "dog") and source.name == "tfds/tiny/1.0.0/train"
     assert sorted(value(source[k]) for k in range(20)) == list(range(20))  # TFDS shuffles when it writes
     for k in range(20):

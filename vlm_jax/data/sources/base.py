@@ -16,7 +16,6 @@ from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.storage import Storage, content_hash, is_remote
 from vlm_jax.errors import UserError
 
-LONGEST_TEXT = 2**16  # characters; a longer one is no caption, and would hold up the tokenizer
 CLASSES_FILE = "classes.txt"
 
 
@@ -201,13 +200,11 @@ class ImageText(abc.ABC):
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """The captions that are not blank.
 
-    Raises: Missing where none is left, or one is too long to be a caption.
+    Raises: Missing where none is left.
     """
     kept = [text for text in texts if text and not text.isspace()]
     if not kept:
         raise Missing("it has no text")
-    if (longest := max(map(len, kept))) > LONGEST_TEXT:
-        raise Missing(f"a text of {longest} characters, the most is {LONGEST_TEXT}")
     return kept
 
 

@@ -19,7 +19,8 @@ class Tfds(ImageText):
     Images are not decoded by TFDS, but as those of every other source.
 
     Attributes:
-      path: "NAME/SPLIT", "NAME/CONFIG:VERSION/SPLIT", or the folder of a prepared data set, "/" and the split.
+      path: "NAME/SPLIT", "NAME/CONFIG:VERSION/SPLIT", or the folder of a prepared data set, "/" and the split; with or
+        without "tfds:" before it.
       data_dir: folder of prepared data sets; None for TFDS's own (`TFDS_DATA_DIR`, or ~/tensorflow_datasets).
       image: the feature with the image; those of nested features as "a/b".
       text: features with captions, strings or sequences of them; () makes captions of the class names.
@@ -117,7 +118,7 @@ class Tfds(ImageText):
     def _builder(self):
         import tensorflow_datasets as tfds
 
-        name, _, split = self.path.rpartition("/")
+        name, _, split = self.path.removeprefix("tfds:").rpartition("/")
         if not name or not split:
             raise UserError(f"Tfds({self.path!r}): wanted is NAME/SPLIT, such as 'cifar10/train'.")
         builder = _open(tfds, name, self.data_dir)
