@@ -168,6 +168,38 @@ def test_another_number_of_workers_is_no_other_config(tmp_path, whole):
     check_same(tmp_path / "run", whole)
 
 
+MIXED = """
+from vlm_jax.config import bind
+from vlm_jax.configs import siglip_tiny
+
+
+def get_config(variant=""):
+    config = siglip_tiny.get_config()
+    part = lambda **options: bind("data.mixture.Part", source=bind("data.sources.shapes.Shapes", size=40), **options)
+    config.data.source = bind("data.mixture.Mixture", parts=dict(few=part(), many=part(weight=3)))
+    return config
+"""
+
+
+def test_a_mixture_is_logged_by_source_and_goes_on_with_other_weights(tmp_path, capsys):
+    (tmp_path / "mixed.py").write_text(MIXED)
+    arguments = flags(tmp_path / "run", recipe=str(tmp_path / "mixed.py"), total_examples="64")
+    arguments.remove("--config.data.source.size=200")
+    assert main(arguments) == 0
+    (last,) = [line for line in metrics(tmp_path / "run") if line["step"] == 4 and "train/loss" in line]
+    rows = {name: last[f"train/source/{name}/rows"] for name in ("few", "many")}
+    assert abs(rows["few"] - 16) <= 1 and sum(rows.values()) == 64
+    assert last["train/source/few/epochs"] == rows["few"] / 40 and last["train/source/few/unreadable"] == 0
+    arguments += ["--config.total_examples=96", "--config.data.source.parts.few.weight=3"]
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "data.source.parts.few.weight: 1.0 -> 3.0" in capsys.readouterr().err
+    assert main([*arguments, "--allow_config_change"]) == 0
+    state = meta(tmp_path / "run")["data"]
+    assert state["origin"] == {"index": 64, "rows": {name: int(count) for name, count in rows.items()}}
+    assert abs(state["rows"]["few"] - rows["few"] - 16) <= 1
+
+
 def test_a_workdir_is_a_config(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     assert main([f"--config={tmp_path}/run", "--evaluate_only"]) == 0
