@@ -181,7 +181,7 @@ class WebDataset(ImageText):
         if self.damaged == "refuse":
             more = f" (the first of {count} problems)" if count > 1 else ""
             raise UserError(f"{first}{more}; damaged='skip' uses what is whole.")
-        logging.warning("%s: %d problems, what is damaged is left out; the first: %s", self.path, count, first)
+        logging.warning("%s: what is damaged is left out, problems: %d; the first: %s", self.path, count, first)
 
 
 def read_spans(storage: Storage, file: File, spans: dict[str, tuple[int, int]]) -> dict[str, bytes]:
