@@ -81,6 +81,18 @@ def test_files_of_the_same_name_have_their_own(tmp_path, storage):
         assert [bytes(index.arrays["bytes"]) for index in found] == [b"a", b"b"]
 
 
+def test_names_that_no_file_can_have(storage):
+    fs = fsspec.filesystem("memory")
+    name = "x.bin?signature=" + "a/b%" * 200
+    file = module.File(f"memory:///{name}", 3, "1")
+    fs.pipe(f"/{name}", b"abc")
+    make = Make()
+    for _ in range(2):
+        indexes([file], "k", make, storage)
+    assert len(make.made) == 1
+    fs.rm(f"/{name}")
+
+
 @pytest.mark.parametrize("damage", [b"", b"x" * 100, None, "cut", "header"])
 def test_a_damaged_index_is_made_again(files, storage, damage):
     make = Make()

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,7 +119,8 @@ def _where(file: File, kind: str, storage: Storage, folder: str | None) -> str:
     if folder == BESIDE:
         return f"{file.path}.{kind}.index"
     folder = str(storage.cache_folder / "indexes") if folder is None else folder.rstrip("/")
-    return f"{folder}/{file.name}.{content_hash(file.path)}.{kind}.index"
+    name = re.sub(r"[^\w.-]", "_", file.name)[:100]  # those of URLs may be long, and hold anything
+    return f"{folder}/{name}.{content_hash(file.path)}.{kind}.index"
 
 
 def _read(path: str, file: File, kind: str, storage: Storage) -> Index | None:

@@ -6,6 +6,8 @@ import gzip
 import io
 import tarfile
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from vlm_jax.data.sources.tar_headers import DamagedTar, members, open_tar
@@ -141,6 +143,39 @@ def test_broken_pax_headers():
     ):
         with pytest.raises(DamagedTar, match="PAX header"):
             walk(broken)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(
+    kind=st.sampled_from(list(FORMATS.values())),
+    changes=st.lists(st.tuples(st.integers(0, 9000), st.binary(max_size=600)), max_size=3),
+    length=st.integers(0, 20_000),
+)
+def test_any_bytes_end_as_members_or_as_damage(kind, changes, length):
+    data = bytearray(archive(["a.jpg", "b" * 90 + ".jpg" if kind == tarfile.USTAR_FORMAT else LONG, "c.jpg"], kind))
+    for at, written in changes:
+        data[at : at + len(written)] = written
+    data = bytes(data[:length])
+    ends = [0]
+    try:
+        for _, at, size in members(lambda at, size: data[at : at + size], len(data)):
+            assert ends[-1] < at and at + size <= len(data)
+            ends.append(at + size)
+    except DamagedTar as damage:
+        assert len(str(damage).splitlines()) == 1
+
+
+def test_numbers_without_end():
+    """Sizes and lengths of PAX headers are text, which no checksum covers."""
+    info = tarfile.TarInfo("a.jpg")
+    info.pax_headers = {"size": "9" * 6000}
+    with pytest.raises(DamagedTar, match="gives the size as"):
+        walk(archive([info]))
+    info.pax_headers = {"comment": "x" * 6000}
+    with pytest.raises(DamagedTar, match="PAX header at byte 512 is broken"):
+        walk(archive([info]).replace(b" comment=", b"999999999"))
+    with pytest.raises(DamagedTar, match="PAX header at byte 512 is broken"):
+        walk(archive([info]).replace(b" comment=" + b"x" * 5000, b"9" * 5009))
 
 
 def test_sparse_members_are_refused():

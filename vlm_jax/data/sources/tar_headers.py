@@ -137,7 +137,7 @@ def _pax(content: bytes, at: int) -> dict[bytes, bytes]:
     while start < len(content) and content[start] != 0:
         space = content.find(b" ", start)
         digits = content[start:space] if space > 0 else b""
-        stop = start + int(digits) if digits.isdigit() else 0
+        stop = start + int(digits) if _is_number(digits) else 0
         key, equals, value = content[space + 1 : stop - 1].partition(b"=")
         if stop <= space or stop > len(content) or not equals:
             raise DamagedTar(f"the PAX header at byte {at} is broken")
@@ -149,6 +149,10 @@ def _pax(content: bytes, at: int) -> dict[bytes, bytes]:
 def _pax_size(pax: dict[bytes, bytes], size: int, at: int) -> int:
     if (given := pax.get(b"size")) is None:
         return size
-    if not given.isdigit():
+    if not _is_number(given):
         raise DamagedTar(f"the PAX header before byte {at} gives the size as {given!r}")
     return int(given)
+
+
+def _is_number(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) < 20
