@@ -67,6 +67,16 @@ def test_parts_of_a_file(tmp_path, storage, remote):
         assert storage.local(file).read_bytes() == DATA
 
 
+def test_whole_files_by_path(tmp_path, storage, remote, monkeypatch):
+    (tmp_path / "data.bin").write_bytes(DATA)
+    assert storage.fetch(str(tmp_path / "data.bin")) == DATA
+    asked = reads(monkeypatch, lambda number, read: read())
+    assert storage.fetch(remote.path) == storage.fetch(remote.path) == DATA and len(asked) == 1
+    for path in (str(tmp_path / "none"), "memory:///bucket/none"):
+        with pytest.raises(FileNotFoundError):
+            storage.fetch(path)
+
+
 def test_what_was_read_once_is_kept(monkeypatch, storage, remote):
     asked = reads(monkeypatch, lambda number, read: read())
     for _ in range(3):

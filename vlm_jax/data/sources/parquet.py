@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.data.errors import UnreadableRecord
+from vlm_jax.data.sources.base import Missing
 from vlm_jax.data.sources.parquet_table import ParquetTable
 from vlm_jax.data.storage import Storage
 from vlm_jax.errors import UserError, closest
@@ -132,7 +133,7 @@ class Parquet:
         key = self._table.where(self.skip + index)
         try:
             return {**self._record(row), "key": key}
-        except _Missing as missing:
+        except Missing as missing:
             raise UnreadableRecord(self.name, key, str(missing)) from None
 
     def captions(self, limit: int | None = None) -> Iterator[str]:
@@ -165,13 +166,13 @@ class Parquet:
         image = row[self.image_column]
         image = image["bytes"] if isinstance(image, dict) else image
         if not image:
-            raise _Missing(f"no bytes in column {self.image_column!r}")
+            raise Missing(f"no bytes in column {self.image_column!r}")
         record = {"image": image}
         if self.label_column or self.class_name_column:
             record["label"] = self._label(row)
         if self.text_column:
             if not (texts := _texts(row[self.text_column])):
-                raise _Missing(f"no text in column {self.text_column!r}")
+                raise Missing(f"no text in column {self.text_column!r}")
             record["text"] = texts if isinstance(row[self.text_column], list) else texts[0]
         else:
             record["text"] = [template.format(self.class_names[record["label"]]) for template in self.templates]
@@ -181,11 +182,11 @@ class Parquet:
         if self.label_column is None:
             name = row[self.class_name_column]
             if name not in self._labels:
-                raise _Missing(f"class {name!r}, which is none of the {len(self.class_names)} classes")
+                raise Missing(f"class {name!r}, which is none of the {len(self.class_names)} classes")
             return self._labels[name]
         label = row[self.label_column]
         if label is None or label < 0 or (self.class_names and label >= len(self.class_names)):
-            raise _Missing(f"label {label}, where there are {len(self.class_names)} classes")
+            raise Missing(f"label {label}, where there are {len(self.class_names)} classes")
         return int(label)
 
     def _check_column(self, field: str, column: str, kind: str, fits) -> None:
@@ -196,10 +197,6 @@ class Parquet:
                 raise UserError(
                     f"column {column!r} of {file.path} is {schema.field(column).type}, {field} needs {kind}."
                 )
-
-
-class _Missing(Exception):
-    """What a row lacks."""
 
 
 def _texts(value: str | list[str | None] | None) -> list[str]:

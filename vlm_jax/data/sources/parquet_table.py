@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from vlm_jax.data.files import find_files
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError
+
+THREADS = 16  # that read footers: of a bucket they wait
 
 
 class ParquetTable:
@@ -24,7 +27,8 @@ class ParquetTable:
         """Raises: UserError for no file, or one that is no Parquet."""
         self.storage = storage or Storage()
         self.files = find_files(path, (".parquet",), self.storage)
-        self.footers = [_footer(file, self.storage) for file in self.files]
+        with ThreadPoolExecutor(THREADS) as pool:
+            self.footers = list(pool.map(lambda file: _footer(file, self.storage), self.files))
         self.schemas = [footer.schema.to_arrow_schema() for footer in self.footers]
         self.groups = [(k, group) for k, footer in enumerate(self.footers) for group in range(footer.num_row_groups)]
         rows = [self.footers[k].row_group(group).num_rows for k, group in self.groups]
