@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
+import threading
 import zlib
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tests.data.sources.tars import png, write_tar
+from tests.data.sources.tars import png, sample, write_tar
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.sources.array_record import ArrayRecord
@@ -122,3 +125,28 @@ def test_nothing_but_broken_records_is_no_data(tmp_path, storage, write, monkeyp
     with pytest.raises(UserError, match="7 records in a row are unreadable"):
         next(batches)
     batches.close()
+
+
+@pytest.mark.parametrize("when", ["find", "cat_file"])
+def test_a_bucket_that_does_not_answer_stops_the_run_with_a_line(tmp_path, monkeypatch, when):
+    """While files are looked for or indexed; and, of a source that is open, while it is read."""
+    fs, silent = fsspec.filesystem("memory"), threading.Event()
+    fs.pipe("/slow/x.tar", write_tar(tmp_path / "x.tar", sample(1)).read_bytes())
+    monkeypatch.setattr("vlm_jax.data.storage.time.sleep", lambda _: None)
+    storage = Storage(cache_dir=str(tmp_path / "cache"), timeout_s=0.05, tries=2)
+    source = WebDataset("memory:///slow", storage=storage)
+    monkeypatch.setattr(type(fs), when, lambda *_, **__: silent.wait(60))
+    try:
+        with pytest.raises(UserError, match=r"slow.* cannot be read after 2 tries \(no answer in 0\.05 s\)"):
+            WebDataset("memory:///slow", storage=dataclasses.replace(storage, cache_dir=str(tmp_path / "new")))
+        if when == "cat_file":
+            batches = Pipeline(source, ImageTransform(size=4), threads=1).batches(
+                seed=0, batch_size=1, rows=np.arange(1)
+            )
+            with pytest.raises(UserError, match=r"slow/x\.tar cannot be read after 2 tries"):
+                next(batches)
+            batches.close()
+    finally:
+        silent.set()
+        monkeypatch.undo()
+        fs.rm("/slow", recursive=True)
