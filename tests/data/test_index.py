@@ -151,6 +151,34 @@ def test_several_are_made_at_a_time(files, storage, monkeypatch):
     check(indexes(files, "k", lambda file: (together.wait(), make(file))[1], storage), files)
 
 
+def where_it_was_made(file) -> Index:
+    if file.name == "damaged.bin":
+        raise UserError(f"{file.path} is broken")
+    if file.name == "fatal.bin":
+        os._exit(9)
+    return Index({"pid": os.getpid(), "name": file.name}, {"bytes": np.fromfile(file.path, np.uint8)})
+
+
+@pytest.mark.parametrize("count", [module.MANY - 1, module.MANY + 3])
+def test_those_of_many_files_are_made_in_processes(tmp_path, storage, count, monkeypatch):
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    for k in range(count):
+        (tmp_path / f"{k:02}.bin").write_bytes(bytes([k]))
+    files = find_files(str(tmp_path), (".bin",))
+    found = indexes(files, "k", where_it_was_made, storage, processes=True)
+    assert [index.meta["name"] for index in found] == [file.name for file in files]
+    assert [index.arrays["bytes"].tolist() for index in found] == [[k] for k in range(count)]
+    elsewhere = {index.meta["pid"] for index in found} - {os.getpid()}
+    assert 1 <= len(elsewhere) <= 2 if count > module.MANY else not elsewhere
+    (tmp_path / "damaged.bin").touch()
+    with pytest.raises(UserError, match=r"damaged\.bin is broken"):
+        indexes(find_files(str(tmp_path), (".bin",)), "other", where_it_was_made, storage, processes=True)
+    (tmp_path / "damaged.bin").rename(tmp_path / "fatal.bin")
+    if count > module.MANY:
+        with pytest.raises(UserError, match=r"was not indexed: a subprocess ended with code 9; start again"):
+            indexes(find_files(str(tmp_path), (".bin",)), "third", where_it_was_made, storage, processes=True)
+
+
 def test_a_cache_that_cannot_be_written(tmp_path, files):
     (tmp_path / "file").touch()
     make = Make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,12 +19,14 @@ import numpy as np
 
 from vlm_jax.data.progress import progress
 from vlm_jax.data.storage import File, Storage, content_hash, filesystem, is_remote, remote_file
+from vlm_jax.data.subprocesses import subprocesses
 from vlm_jax.errors import UserError
 
 MAGIC = b"vlm_jax index 1\n"
 ALIGN = 64
 BESIDE = "beside"
 REMOTE_THREADS = 16  # they wait for the network
+MANY = 16  # files, from which on starting processes pays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +49,19 @@ def indexes(
     storage: Storage,
     folder: str | None = None,
     holds: Callable[[File, Index], bool] = lambda file, index: True,
+    processes: bool = False,
 ) -> list[Index]:
     """The index of each file, made by `make` where there is none of this version of the file.
 
-    Several are made at a time, in threads: it is the disk or the network that takes the time. Each is written as soon
-    as it is made, so that after an interruption only the rest is to do.
+    Several are made at a time, and each is written as soon as it is made: after an interruption the rest is to do.
 
     Args:
       kind: says what the index holds and in which form: an index of another kind is none.
       folder: where they are kept: None for the cache folder of `storage`, "beside" for the folder of each file, else a
         folder or a URL.
       holds: whether an index is still true, where size and version of the file do not tell.
+      processes: make those of many files of this machine in processes, not threads: for a `make` that computes more
+        than it waits, and that pickles.
 
     Raises: UserError where `folder` cannot be written.
     """
@@ -64,13 +69,19 @@ def indexes(
     missing = [k for k, index in enumerate(found) if index is None or not holds(files[k], index)]
 
     def add(k: int) -> None:
-        index = make(files[k])
+        try:
+            index = call(files[k])
+        except RuntimeError as error:
+            raise UserError(f"{files[k].path} was not indexed: {error}; start again, what is done is kept.") from error
         meta = {**index.meta, "kind": kind, "size": files[k].size, "version": files[k].version}
         found[k] = _keep(_where(files[k], kind, storage, folder), Index(meta, index.arrays), folder is not None)
 
     if missing:
-        threads = REMOTE_THREADS if any(files[k].remote for k in missing) else os.cpu_count() or 1
-        with progress(f"indexing {kind}", len(missing)) as advance, ThreadPoolExecutor(threads) as pool:
+        remote = any(files[k].remote for k in missing)
+        workers = REMOTE_THREADS if remote else os.cpu_count() or 1
+        apart = processes and not remote and len(missing) >= MANY
+        made = subprocesses(min(workers, len(missing)), make) if apart else contextlib.nullcontext(make)
+        with progress(f"indexing {kind}", len(missing)) as advance, ThreadPoolExecutor(workers) as pool, made as call:
             try:
                 for _ in pool.map(add, missing):
                     advance()

@@ -14,7 +14,7 @@ import pytest
 from tests.data.sources.tars import png, sample, write_tar
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import decode
-from vlm_jax.data.index import Index, indexes
+from vlm_jax.data.index import MANY, Index, indexes
 from vlm_jax.data.reader import Reader
 from vlm_jax.data.sources import tar_index
 from vlm_jax.data.sources import webdataset as module
@@ -123,6 +123,19 @@ def test_tars_are_indexed_once(folder, storage, index, monkeypatch, tmp_path):
     again = WebDataset(str(folder), storage=storage, index=index)
     assert [again[k] for k in range(20)] == [first[k] for k in range(20)]
     assert again.fingerprint == first.fingerprint
+
+
+def test_many_tars_are_indexed_by_processes(tmp_path, storage, monkeypatch):
+    count = MANY + 2
+    for k in range(count):
+        write_tar(tmp_path / f"tars/{k:03}.tar", sample(k))
+    damaged = tmp_path / "tars/007.tar"
+    damaged.write_bytes(damaged.read_bytes()[:2200])
+    monkeypatch.setattr(tar_index, "members", lambda *_: pytest.fail("read by this process"))
+    source = WebDataset(str(tmp_path / "tars"), damaged="skip", storage=storage)
+    assert [value(source[k]) for k in range(count)] == list(range(count))
+    ((path, _, why),) = source.problems
+    assert path.endswith("007.tar") and "cut off" in why
 
 
 def test_tars_of_a_bucket(folder, storage):

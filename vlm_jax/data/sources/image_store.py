@@ -32,7 +32,7 @@ class ImageStore:
         self._path, self._storage = path.rstrip("/"), storage
         self._files: list[File] = find_files(path, (".tar",), storage) if path.endswith(".tar") else []
         make = functools.partial(make_name_index, storage=storage)
-        self._indexes = indexes(self._files, KIND, make, storage, index)
+        self._indexes = indexes(self._files, KIND, make, storage, index, processes=True)
         self._last = 0
 
     def __call__(self, name: str) -> bytes:

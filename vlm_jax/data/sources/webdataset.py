@@ -163,7 +163,7 @@ class WebDataset(ImageText):
     @functools.cached_property
     def _indexes(self) -> list[Index]:
         make = functools.partial(make_tar_index, storage=self.storage)
-        return indexes(self._files, KIND, make, self.storage, self.index)
+        return indexes(self._files, KIND, make, self.storage, self.index, processes=True)
 
     @functools.cached_property
     def _numbers(self) -> list[dict[str, int]]:
