@@ -14,7 +14,7 @@ import pytest
 from tests.data.sources.tars import png
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import decode
-from vlm_jax.data.sources import rows as module
+from vlm_jax.data.sources import text_table as module
 from vlm_jax.data.sources.listing import Listing
 from vlm_jax.data.storage import Storage
 from vlm_jax.errors import UserError

@@ -228,6 +228,7 @@ def test_unreadable_samples_name_file_and_key(tmp_path, storage):
         (b'{"caption": "a", "label": 7}', "label 7, where there are 3 classes"),
         (b'{"caption": "a", "label": "eel"}', "class 'eel', which is none of the 3 classes"),
         (b'{"caption": "a", "label": -1}', "label -1"),
+        (b'{"caption": "a", "label": 1.5}', "class 1.5, which is none"),
     ],
 )
 def test_broken_descriptions(tmp_path, storage, content, why):
@@ -301,6 +302,7 @@ def test_flipped_bits_in_an_image(folder, storage):
         ({"skip": -1}, "skip >= 0"),
         ({"limit": 0}, "limit >= 1"),
         ({"templates": ("a photo",)}, "one '{}'"),
+        ({"text": "txt"}, "WebDataset.text='txt': wanted is a tuple, ('txt',)."),
         ({"index": "/dev/null/x"}, "cannot be written"),
     ],
 )

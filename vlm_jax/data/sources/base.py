@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import logging
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,6 +61,9 @@ class ImageText(abc.ABC):
     HOW: ClassVar[tuple[str, ...]] = ("path", "storage")
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):  # a string is a tuple of letters where one forgets the comma
+            if isinstance(field.default, tuple) and isinstance(value := getattr(self, field.name), str):
+                raise UserError(f"{type(self).__name__}.{field.name}={value!r}: wanted is a tuple, ({value!r},).")
         self.validate()
 
     @abc.abstractmethod
@@ -189,7 +193,7 @@ class ImageText(abc.ABC):
         if isinstance(label, str) and label in self._labels:
             return self._labels[label]
         try:
-            number = int(label)
+            number = int(label) if isinstance(label, str) else operator.index(label)
         except (TypeError, ValueError):
             raise Missing(f"class {label!r}, which is none of the {len(self.class_names)} classes") from None
         if number < 0 or (self.class_names and number >= len(self.class_names)):

@@ -15,7 +15,7 @@ from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.base import Missing
 from vlm_jax.data.sources.image_store import ImageStore
 from vlm_jax.data.sources.parquet_table import ParquetTable
-from vlm_jax.data.sources.rows import Rows
+from vlm_jax.data.sources.text_table import TextTable
 from vlm_jax.data.storage import Storage, content_hash
 from vlm_jax.errors import UserError, closest
 
@@ -190,9 +190,9 @@ class Interleaved:
                 raise UserError(f"{file.path}: {missing}.") from None
 
     @functools.cached_property
-    def _rows(self) -> ParquetTable | Rows:
+    def _rows(self) -> ParquetTable | TextTable:
         if self.path.endswith((".jsonl", ".ndjson")):
-            return Rows(self.path, self.storage, self.index)
+            return TextTable(self.path, self.storage, self.index)
         return ParquetTable(self.path, self.cache_mb * 10**6, self.storage)
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from vlm_jax.data.sources.base import Fields, ImageText, Missing, field_of, strings
-from vlm_jax.data.sources.rows import Rows
+from vlm_jax.data.sources.text_table import TextTable
 from vlm_jax.data.storage import is_remote
 from vlm_jax.errors import UserError, closest
 
@@ -92,5 +92,5 @@ class Listing(ImageText):
         return f"{root}/{name}" if root else name
 
     @functools.cached_property
-    def _rows(self) -> Rows:
-        return Rows(self.path, self.storage, self.index)
+    def _rows(self) -> TextTable:
+        return TextTable(self.path, self.storage, self.index)

@@ -22,7 +22,7 @@ PIECE = 2**24  # bytes that are looked through at a time
 NEWLINE, RETURN, QUOTE = b'\n\r"'
 
 
-class Rows:
+class TextTable:
     """The rows of several files in their order; of each file an index says where each row begins and ends.
 
     CSV and TSV files begin with a row of column names, and a quoted value may go over several lines (RFC 4180).
