@@ -89,6 +89,21 @@ def _forward(x, kernel, bias, axes, groups, grad_dtype):
     return _product(x, kernel, bias, axes, groups, grad_dtype), (x, kernel, bias)
 
 
+def _sum_rows(dy: Float[Array, "*batch dim"], fused: bool) -> Float[Array, "1 dim"]:
+    """The sum over all rows in f32; `fused`: what makes them, as an activation's derivative does, makes their sum.
+
+    A kernel's result is read once more for it. As a product with ones that takes a TPU a third of the time of a sum
+    (by the compiler's estimate, [128, 196, 2304] on a v5e); of a single row of ones, or ones that it sees, XLA makes
+    a sum again.
+    """
+    rows = tuple(range(dy.ndim - 1))
+    if fused:
+        return dy.sum(axis=rows, dtype=jnp.float32)[None]
+    ones = jax.lax.optimization_barrier(jnp.ones((8, *dy.shape[:-1]), dy.dtype))
+    over = tuple(range(1, dy.ndim))
+    return jax.lax.dot_general(ones, dy, ((over, rows), ((), ())), preferred_element_type=jnp.float32)[:1]
+
+
 def _backward(axes, groups, grad_dtype, kept, dy):
     x, kernel, bias = kept
     dy = _out(dy, axes)
@@ -100,10 +115,7 @@ def _backward(axes, groups, grad_dtype, kept, dy):
     dk = to_rest(dk, axes, groups).astype(kernel.dtype)
     if bias is None:
         return dx, dk, None
-    # A product: as a sum of its own it takes a TPU several times longer than reading dy.
-    ones = jnp.ones((1, *dy.shape[:-1]), dy.dtype)
-    over = tuple(range(1, dy.ndim))
-    db = jax.lax.dot_general(ones, dy, ((over, rows), ((), ())), preferred_element_type=jnp.float32)
+    db = _sum_rows(dy, fused=axes[1] == "mlp")
     return dx, dk, to_rest(db, (None, axes[1]), groups)[0].astype(bias.dtype)
 
 

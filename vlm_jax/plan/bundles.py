@@ -113,6 +113,8 @@ def main(chip: str, folder: str) -> None:
         steps = math.prod(call.params["grid_mapping"].grid)
         (text,) = pathlib.Path(folder).glob(f"*-{name}.*-final_bundles.txt")
         print(json.dumps({"bundles": count(text.read_text(), steps), "bytes": moved}), flush=True)
+        for dump in pathlib.Path(folder).iterdir():  # a name may come again, with other operands
+            dump.unlink()
 
 
 def _equations(jaxpr: Any) -> Iterable[Any]:
