@@ -1,4 +1,4 @@
-"""Brings up PyTorch and transformers for the parity tests, or skips them with the reason."""
+"""Brings up PyTorch, torchvision and transformers for the parity tests, or skips them with the reason."""
 
 import pytest
 
@@ -10,6 +10,17 @@ def torch():
 
 def transformers():
     """The `transformers` module, ready to build models."""
+    _torchvision_operators()
+    return pytest.importorskip("transformers", reason="parity tests need it: pip install 'vlm_jax[parity]'")
+
+
+def torchvision(module: str):
+    """A module of torchvision, or of what is built on it."""
+    _torchvision_operators()
+    return pytest.importorskip(module, reason="parity tests need it: pip install 'vlm_jax[parity]'")
+
+
+def _torchvision_operators() -> None:
     library = torch().library
     try:
         import torchvision  # noqa: F401
@@ -20,4 +31,3 @@ def transformers():
         _operators = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             _operators.define(f"{name}(Tensor x) -> Tensor")
-    return pytest.importorskip("transformers", reason="parity tests need it: pip install 'vlm_jax[parity]'")

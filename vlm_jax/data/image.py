@@ -9,13 +9,13 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
+from vlm_jax.data.augment import GREY, Augmentation, random_box
 from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.errors import UserError, closest
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; where Pillow begins to suspect a decompression bomb
 RESIZES = ("squash", "crop", "pad")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "bicubic", "lanczos")
-GREY = 128  # what padding is filled with: near zero for the model
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -110,6 +110,7 @@ class ImageTransform:
       aspect: range of the width to height ratio of that crop.
       flip: mirror half of the images. It makes captions with "left" and "right" untrue.
       pad_crop: pad by so many black pixels on all sides and crop at random (He et al. 2015, section 4.2: 4 on CIFAR).
+      augmentation: what else varies, after crop and flip: `data.augment.Augment`, one of its parts, or your own.
     """
 
     size: int = 224
@@ -119,6 +120,7 @@ class ImageTransform:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
     pad_crop: int = 0
+    augmentation: Augmentation | None = None
 
     def __post_init__(self):
         self.validate()
@@ -167,18 +169,13 @@ class ImageTransform:
             array = padded[y : y + self.size, x : x + self.size]
         if self.flip and rng.random() < 0.5:
             array = array[:, ::-1]
-        return np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array)
+        return array if self.augmentation is None else self.augmentation(array, rng)
 
     def _draw_box(self, h: int, w: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """A crop (x0, y0, x1, y1) of random area and aspect ratio (Szegedy et al. 2014, section 6)."""
-        low, high = np.log(self.aspect)
-        for _ in range(10):
-            area = h * w * rng.uniform(*self.random_resized_crop)
-            ratio = math.exp(rng.uniform(low, high))
-            cw, ch = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
-            if cw <= w and ch <= h:
-                x, y = int(rng.integers(0, w - cw + 1)), int(rng.integers(0, h - ch + 1))
-                return x, y, x + cw, y + ch
+        """A crop (x0, y0, x1, y1) of random area and aspect ratio."""
+        if (box := random_box(h, w, self.random_resized_crop, self.aspect, rng)) is not None:
+            return box
         cw, ch = min(w, round(h * self.aspect[1])), min(h, round(w / self.aspect[0]))  # a long strip: its middle
         x, y = (w - cw) // 2, (h - ch) // 2
         return x, y, x + cw, y + ch
