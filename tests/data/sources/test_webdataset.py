@@ -147,6 +147,7 @@ def test_tars_of_a_bucket(folder, storage):
         there = WebDataset("memory:///wds/{00000..00002}.tar", storage=storage)
         assert [there[k] for k in range(20)] == [here[k] for k in range(20)]
         assert there.fingerprint == here.fingerprint
+        assert list(there.captions()) == list(here.captions()) and len(list(there.captions(7))) == 7
         beside = WebDataset("memory:///wds", storage=storage, index="beside")
         assert beside[13] == here[13]
         assert len(fs.glob("/wds/*.tar1.index")) == 3

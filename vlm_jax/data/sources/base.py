@@ -10,6 +10,7 @@ import json
 import logging
 import operator
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from vlm_jax.data.storage import Storage, content_hash, is_remote
 from vlm_jax.errors import UserError
 
 CLASSES_FILE = "classes.txt"
+AT_ONCE = 32  # captions that are asked of a bucket together
 
 
 class Missing(Exception):
@@ -168,14 +170,21 @@ class ImageText(abc.ABC):
         return {name: label for label, name in enumerate(self.class_names)}
 
     def _captions(self) -> Iterator[str]:
-        left_out = 0
-        for index in range(self.skip, self.skip + len(self)):
-            try:
-                yield from checked_texts(self.texts_of(index))
-            except Missing:
-                left_out += 1
+        left_out, last = 0, self.skip + len(self)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            read = pool.map if is_remote(self.path) else map  # a bucket answers many at a time
+            for first in range(self.skip, last, AT_ONCE):
+                for texts in read(self._texts_or_none, range(first, min(first + AT_ONCE, last))):
+                    left_out += texts is None
+                    yield from texts or ()
         if left_out:
             logging.warning("%s: %d of %d records have no caption that can be read", self.name, left_out, len(self))
+
+    def _texts_or_none(self, index: int) -> list[str] | None:
+        try:
+            return checked_texts(self.texts_of(index))
+        except Missing:
+            return None
 
     def _record(self, fields: Fields) -> dict:
         if not fields.image:
