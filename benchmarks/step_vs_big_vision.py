@@ -77,8 +77,7 @@ def read(lowered: Any, topology: Any) -> dict[str, float]:
 
     compiled = lowered.compile()
     program = hlo.read(compiled)
-    taken = {(k.name, k.operands, k.results, k.flops, k.bytes): k.count for k in program.kernels}
-    seconds = sum(k.seconds for k in kernels.times(taken, topology))
+    seconds = sum(k.seconds for k in kernels.times(program.kernels, topology))
     found = {
         "temporaries": program.temporaries,
         "xla_ms": program.cycles / topology.chip.clock * 1e3,

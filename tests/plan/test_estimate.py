@@ -38,10 +38,10 @@ def test_extrapolation_is_linear_in_each_depth():
 
 
 def test_what_only_the_deeper_one_has_is_counted():
-    deeper = dataclasses.replace(compiled(**{"all-gather/sync/count": 3.0}), kernels={"k": 2.0})
+    deeper = dataclasses.replace(compiled(**{"all-gather/sync/count": 3.0}), kernels={"k": [2.0, 10.0]})
     found = estimate.extrapolate(compiled(), {12: deeper})
     assert found.values["all-gather/sync/count"] == 30
-    assert found.kernels == {"k": 20.0}
+    assert found.kernels == {"k": [20.0, 100.0]}
 
 
 def test_memory_is_extrapolated_from_refusals_too():

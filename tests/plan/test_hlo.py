@@ -91,7 +91,20 @@ def test_kernels_by_name_and_shape(tpu, turns):
         return jax.lax.scan(lambda x, _: (kernel(x) + 1, None), x, None, length=turns)[0]
 
     program = hlo.read(jax.jit(f).lower(shape(mesh, 64, 256, spec=P(), dtype=jnp.bfloat16)).compile())
-    assert program.kernels == (hlo.Kernel("twice", ("bf16[64,256]",), ("bf16[64,256]",), turns, 11, 22),)
+    (found,) = program.kernels
+    assert (found.name, found.operands, found.results) == ("twice", ("bf16[64,256]",), ("bf16[64,256]",))
+    assert (found.flops, found.count) == (11, turns) and 0 <= found.moved <= turns * 2 * 64 * 256 * 2
+
+
+def test_kernels_move_what_does_not_stay_on_the_chip():
+    line = (
+        "  %twice.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} custom-call(%a, %b), "
+        'custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/twice/pallas_call"}'
+    )
+    parameters = "\n".join(f"  %{name} = bf16[8,128]{{1,0}} parameter({i})" for i, name in enumerate("ab"))
+    module = hlo.parse(f"ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {{\n{parameters}\n{line}\n}}")
+    (found,) = hlo._count(module)["kernels"]
+    assert (found.count, found.moved) == (1, 2 * 8 * 128 * 2)
 
 
 def test_an_all_reduce_lists_its_devices_and_operation():

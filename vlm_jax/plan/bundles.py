@@ -51,7 +51,11 @@ def counts(calls: Iterable[Call], chip: str) -> dict[Call, tuple[int, int]]:
     """Cycles of the scheduled bundles, and cycles that it takes to move operands and results from and to HBM."""
     from vlm_jax.plan.topologies import CHIPS
 
-    calls = [call for call in dict.fromkeys(calls) if _kernel(*call) is not None]
+    calls = [
+        call
+        for call in dict.fromkeys((name, tuple(operands)) for name, operands in calls)
+        if _kernel(*call) is not None
+    ]
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vlm_jax" / "kernels"
     kept = {call: folder / f"{_key(call, chip)}.json" for call in calls}
     missing = [call for call in calls if not kept[call].is_file()]

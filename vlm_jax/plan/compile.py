@@ -69,7 +69,7 @@ class Compiled:
       needed: bytes that it says are needed, where memory was the reason.
       limit: bytes that there are for a program; 0 where the compiler does not say.
       values: see `measure`; those of the compiler are missing after an error.
-      kernels: Pallas kernels, as `hlo.Kernel` in JSON -> how often they run.
+      kernels: Pallas kernels, what tells them apart in `hlo.Kernel` as JSON -> `count` and `moved`.
       seconds: that the compile took, when it was made. cached: it was made before.
       options: flags given to the compiler.
     """
@@ -78,7 +78,7 @@ class Compiled:
     needed: int | None
     limit: int
     values: dict[str, float]
-    kernels: dict[str, float]
+    kernels: dict[str, list[float]]
     seconds: float
     cached: bool
     options: dict[str, Any]
@@ -166,7 +166,7 @@ def used(values: Mapping[str, float]) -> float:
     return sum(values[name] for name in held) - values["aliased"]
 
 
-def measure(compiled: Any, topology: Any, devices: list[Any]) -> tuple[dict[str, float], dict[str, float]]:
+def measure(compiled: Any, topology: Any, devices: list[Any]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """All that is read of a program as numbers by name, and its kernels; both are linear in the depth of the model.
 
     A collective of a kind has `KIND/sync/count`, `/bytes` and `/seconds`, or `KIND/async/...`.
@@ -185,7 +185,7 @@ def measure(compiled: Any, topology: Any, devices: list[Any]) -> tuple[dict[str,
             ("seconds", network.seconds(c, topology, devices) or 0.0),
         ):
             values[f"{name}/{what}"] = values.get(f"{name}/{what}", 0.0) + value
-    kernels = {json.dumps([k.name, k.operands, k.results, k.flops, k.bytes]): float(k.count) for k in read.kernels}
+    kernels = {json.dumps([k.name, k.operands, k.results, k.flops]): [k.count, k.moved] for k in read.kernels}
     return values, kernels
 
 

@@ -118,13 +118,14 @@ def extrapolate(base: Compiled, deeper: dict[int, Compiled], few: int = 2) -> Co
     names = dict.fromkeys(name for c in parts for name in c.values)
     values = {name: max(0.0, linear(lambda c, n=name: c.values.get(n, 0.0))) for name in names}
     kernels = dict.fromkeys(name for c in parts for name in c.kernels)
-    kernels = {name: linear(lambda c, n=name: c.kernels.get(n, 0.0)) for name in kernels}
+    of = lambda name, i: lambda c: c.kernels.get(name, (0.0, 0.0))[i]
+    kernels = {name: [max(0.0, linear(of(name, i))) for i in range(2)] for name in kernels}
     whole = Compiled(
         error="",
         needed=None,
         limit=base.limit,
         values=values,
-        kernels={name: count for name, count in kernels.items() if count > 0},
+        kernels={name: total for name, total in kernels.items() if total[0] > 0},
         seconds=sum(c.seconds for c in parts),
         cached=all(c.cached for c in parts),
         options=base.options,

@@ -45,17 +45,22 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel: its name, the shapes that it takes and gives (`bf16[128,196,2304]`), and how often it runs.
+    """A Pallas kernel, and all its runs.
 
-    `flops` and `bytes` are of one run, as the kernel's own cost estimate has them; 0 where it has none.
+    Attributes:
+      name: that its code gives it.
+      operands, results: shapes, as `bf16[128,196,2304]`.
+      flops: of one run, as the kernel's own cost estimate has them; 0 where it has none.
+      count: how often it runs.
+      moved: bytes of operands and results that lie in main memory, over all runs; a TPU keeps some on the chip.
     """
 
     name: str
     operands: tuple[str, ...]
     results: tuple[str, ...]
-    count: int
     flops: float
-    bytes: float
+    count: float
+    moved: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +213,7 @@ def main_memory(type_: str) -> int:
 def _count(module: Module) -> dict[str, Any]:
     cycles, traffic, unknown = 0, 0, 0
     messages: dict[tuple, list[int]] = collections.defaultdict(lambda: [0, 0])
-    kernels: dict[tuple, int] = collections.Counter()
+    kernels: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0])
     seen: set[tuple[str, str]] = set()  # collectives that are spread over several fusions
 
     def walk(name: str, times: int, inside: str = "") -> None:
@@ -233,7 +238,9 @@ def _count(module: Module) -> dict[str, Any]:
             if i.op == "custom-call" and any(f'"{target}"' in i.attributes for target in KERNELS):
                 shapes = tuple(s for o in i.operands for s, _, _ in arrays(types.get(o, "")))
                 results = tuple(s for s, _, _ in arrays(i.type))
-                kernels[_kernel_name(i), shapes, results, *_cost(i)] += times
+                entry = kernels[_kernel_name(i), shapes, results, _flops(i)]
+                entry[0] += times
+                entry[1] += times * sum(map(main_memory, (i.type, *(types.get(o, "") for o in i.operands))))
             if i.op == "while":
                 turns = _trips(module, i)
                 unknown += turns is None
@@ -258,7 +265,7 @@ def _count(module: Module) -> dict[str, Any]:
             Collective(kind, count, total, asynchronous, groups, operation)
             for (kind, asynchronous, groups, operation), (count, total) in messages.items()
         ),
-        "kernels": tuple(Kernel(n, o, r, count, f, b) for (n, o, r, f, b), count in kernels.items()),
+        "kernels": tuple(Kernel(*key, *total) for key, total in kernels.items()),
         "unknown_loops": unknown,
     }
 
@@ -300,10 +307,9 @@ def _kernel_name(i: Instruction) -> str:
     return found[1] if found else i.name.split(".")[0]
 
 
-def _cost(i: Instruction) -> tuple[float, float]:
+def _flops(i: Instruction) -> float:
     found = re.search(r'"cost_estimate":(\{[^}]*\})', i.attributes)
-    cost = json.loads(found[1]) if found else {}
-    return float(cost.get("flops", 0)), float(cost.get("bytes_accessed", 0))
+    return float(json.loads(found[1]).get("flops", 0)) if found else 0.0
 
 
 def _traffic(module: Module, i: Instruction, types: dict[str, str]) -> int:

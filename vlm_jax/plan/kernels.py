@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vlm_jax.flops import peak_tflops
 from vlm_jax.plan import bundles
-from vlm_jax.plan.hlo import WIDTHS, Kernel
+from vlm_jax.plan.hlo import Kernel
 from vlm_jax.plan.topologies import Topology
+
+SCHEDULED = "its scheduled instructions"
+AT_PEAK = "a bound: FLOPs at peak"
+MOVING = "a bound: bytes at full rate"
 
 
 class KernelTime(NamedTuple):
@@ -22,28 +24,21 @@ class KernelTime(NamedTuple):
     source: str
 
 
-def times(kernels: Mapping[Kernel, float], topology: Topology) -> list[KernelTime]:
-    """Of kernels and how often each runs: its scheduled instructions, else what its work takes at the least."""
+def times(kernels: Sequence[Kernel], topology: Topology) -> list[KernelTime]:
+    """Of all runs of each kernel: what its scheduled instructions take, or moving its operands and results from and to
+    main memory where that is longer. Where the instructions are not known, its FLOPs at peak stand for them.
+    """
     chip = topology.chip
-    calls = [(k.name, k.operands) for k in kernels] if topology.platform == "tpu" else []
-    known = bundles.cycles_of(calls, topology.chip_name) if calls else {}
+    calls = [(k.name, tuple(k.operands)) for k in kernels] if topology.platform == "tpu" else []
+    known = bundles.counts(calls, topology.chip_name) if calls else {}
+    peak = (peak_tflops(chip.kind) or 0) * 1e12
     out = []
-    for kernel, count in kernels.items():
-        if cycles := known.get((kernel.name, kernel.operands)):
-            out.append(KernelTime(kernel.name, count, count * cycles / chip.clock, "its scheduled instructions"))
+    for k in kernels:
+        scheduled, _ = known.get((k.name, tuple(k.operands)), (0, 0))
+        if scheduled:
+            working, source = k.count * scheduled / chip.clock, SCHEDULED
         else:
-            at_best = bound(kernel, topology)
-            out.append(KernelTime(kernel.name, count, count * at_best, "a bound: FLOPs at peak, or bytes at full rate"))
+            working, source = k.count * k.flops / peak if peak else 0.0, AT_PEAK
+        moving = k.moved / chip.memory if chip.memory else 0.0
+        out.append(KernelTime(k.name, k.count, max(working, moving), source if working >= moving else MOVING))
     return out
-
-
-def bound(kernel: Kernel, topology: Topology) -> float:
-    """Seconds of one run at the least, by the kernel's own cost estimate, or by its operands and results."""
-    moved = kernel.bytes or sum(map(_bytes, (*kernel.operands, *kernel.results)))
-    peak = (peak_tflops(topology.chip.kind) or 0) * 1e12
-    return max(kernel.flops / peak if peak else 0.0, moved / topology.chip.memory if topology.chip.memory else 0.0)
-
-
-def _bytes(shape: str) -> int:
-    kind, dims = re.fullmatch(r"(\w+)\[([\d,]*)\]", shape).groups()
-    return WIDTHS[kind] * math.prod(int(n) for n in dims.split(",") if n)

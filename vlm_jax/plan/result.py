@@ -50,7 +50,7 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
     if not estimate.fits or not values.get("temporaries"):
         return out
     collectives, sync, overlapped = _collectives(values)
-    timed = kernels.times({_decoded(name): count for name, count in found.kernels.items()}, topology)
+    timed = kernels.times([Kernel(*json.loads(name), *total) for name, total in found.kernels.items()], topology)
     xla = 1e3 * values["cycles"] / chip.clock if chip.clock and values["cycles"] else None
     pallas = 1e3 * sum(k.seconds for k in timed)
     # A GPU's caches keep much of what its instructions name.
@@ -113,11 +113,6 @@ def _collectives(values: Mapping[str, float]) -> tuple[dict[str, dict[str, float
         entry["ms"] += milliseconds
         times[how] += milliseconds
     return kinds, times["sync"], times["async"]
-
-
-def _decoded(name: str) -> Kernel:
-    kernel, operands, results, flops, moved = json.loads(name)
-    return Kernel(kernel, tuple(operands), tuple(results), 1, flops, moved)
 
 
 def assumptions(topology: Topology) -> list[str]:
