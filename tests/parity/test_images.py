@@ -1,11 +1,14 @@
 """Resizing, tiles and augmentations equal those of torchvision, open_clip, timm and Hugging Face."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vlm_jax.data import augment
 from vlm_jax.data.augment import ColorJitter, RandAugment
+from vlm_jax.data.image import ImageTransform
 
 from . import peers
 
@@ -50,3 +53,71 @@ def test_colour_jitter_is_that_of_torchvision(field):
         factor = rng.uniform(-0.4, 0.4) if field == "hue" else rng.uniform(0.6, 1.4)
         expected = getattr(functional, f"adjust_{field}")(Image.fromarray(image), factor)
         np.testing.assert_array_equal(jitter(image, np.random.default_rng(seed)), expected)
+
+
+ODD = (20, 27)  # 32 x 43, of which eleven columns are cut
+SIZES = [(60, 90), (91, 64), (40, 41), (200, 33), (32, 32), ODD, (333, 500)]
+
+
+def as_uint8(tensor) -> np.ndarray:
+    return (tensor.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize, theirs", [("crop", "shortest"), ("pad", "longest"), ("squash", "squash")])
+def test_resizing_is_that_of_open_clip(resize, theirs, interpolation):
+    transform = peers.torchvision("open_clip.transform").image_transform
+    preprocess = transform(
+        32, is_train=False, resize_mode=theirs, interpolation=interpolation, mean=(0,) * 3, std=(1,) * 3
+    )
+    ours = ImageTransform(32, resize=resize, interpolation=interpolation, fill=(0, 0, 0))
+    for size in SIZES:
+        theirs = as_uint8(preprocess(Image.fromarray(picture(*size))))
+        np.testing.assert_array_equal(ours(picture(*size)), theirs)
+
+
+def test_a_whole_jpeg_is_what_open_clip_makes_of_it():
+    transform = peers.torchvision("open_clip.transform").image_transform
+    preprocess = transform(64, is_train=False, mean=(0,) * 3, std=(1,) * 3)
+    file = io.BytesIO()
+    Image.fromarray(picture(300, 410)).save(file, "JPEG")
+    expected = as_uint8(preprocess(Image.open(file)))
+    np.testing.assert_array_equal(ImageTransform(64, resize="crop", decoder="full")(file.getvalue()), expected)
+    drafted = ImageTransform(64, resize="crop")(file.getvalue())
+    assert (drafted != expected).mean() > 0.1  # so the test can see a draft
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875])
+@pytest.mark.parametrize("resize, theirs", [("crop", "center"), ("pad", "border"), ("squash", "squash")])
+def test_resizing_is_that_of_timm(resize, theirs, crop_pct):
+    transform = peers.torchvision("timm.data.transforms_factory").transforms_imagenet_eval
+    grey = tuple(128 / 255 for _ in range(3))
+    preprocess = transform(
+        32, crop_pct=crop_pct, crop_mode=theirs, interpolation="bicubic", mean=grey, use_prefetcher=True
+    )
+    ours = ImageTransform(32, resize=resize, crop_pct=crop_pct)
+    for size in SIZES:
+        theirs = preprocess(Image.fromarray(picture(*size))).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(ours(picture(*size)), theirs)
+
+
+@pytest.mark.parametrize("backend", ["", "Pil"])
+@pytest.mark.parametrize(
+    "processor, options, ours",
+    [
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": 32}, {"resize": "crop"}),
+        ("SiglipImageProcessor", {"size": {"height": 32, "width": 32}}, {"resize": "squash"}),
+        ("SiglipImageProcessor", {"size": {"height": 32, "width": 32}, "resample": 2}, {"interpolation": "bilinear"}),
+    ],
+    ids="clip siglip siglip_bilinear".split(),
+)
+def test_resizing_is_that_of_hugging_face(processor, options, ours, backend):
+    make = getattr(peers.transformers(), processor + backend)(**options, do_rescale=False, do_normalize=False)
+    for size in SIZES:
+        if (processor, size) == ("CLIPImageProcessor", ODD):
+            continue  # theirs rounds the offset of an odd cut down, OpenAI's and open_clip's to even
+        # Bicubic overshoots beyond black and white, where Pillow clips between its two passes and torch does not.
+        image = picture(*size) if backend else picture(*size).clip(80, 175)
+        theirs = make(Image.fromarray(image), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        difference = np.abs(ImageTransform(32, **ours)(image).astype(int) - theirs)
+        assert difference.max() <= (0 if backend else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import math
 
@@ -14,25 +15,28 @@ from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.errors import UserError, closest
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; where Pillow begins to suspect a decompression bomb
+LONGEST_STRIP = 16  # times as long as wide; of longer ones only the middle is resized before its centre is taken
 RESIZES = ("squash", "crop", "pad")
+DECODERS = ("pillow", "simplejpeg", "full")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "bicubic", "lanczos")
 ORIENTATION = 0x0112  # EXIF tag
 
 
-def decode(data: bytes, min_size: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def decode(data: bytes, min_size: int | None = None, decoder: str = "pillow") -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image of any format that Pillow reads, upright, as RGB; colour profiles are not applied.
 
     Args:
       data: the encoded image.
       min_size: the short side that is needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8 where both sides
         stay at least that long, which is nearly three times faster at 640x480 -> 224.
+      decoder: "pillow"; "simplejpeg", which goes to any eighth, for JPEG; or "full", which ignores `min_size`.
 
     Raises: UnreadableImage, with the reason in one line.
     """
-    return np.asarray(_open(data, min_size))
+    return np.asarray(_open(data, min_size, decoder))
 
 
-def _open(image, min_size: int | None):
+def _open(image, min_size: int | None, decoder: str = "pillow"):
     """An upright RGB `PIL.Image` from bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`."""
     from PIL import Image
 
@@ -46,16 +50,34 @@ def _open(image, min_size: int | None):
         with Image.open(io.BytesIO(image)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UnreadableImage(f"{opened.width} x {opened.height} pixels, the most is {MAX_PIXELS}")
-            if min_size is not None:
+            if decoder == "simplejpeg" and (fast := _by_simplejpeg(opened, image, min_size)) is not None:
+                return _upright(fast)
+            if min_size is not None and decoder != "full":
                 opened.draft(None, (min_size, min_size))
             opened.load()
             return _to_rgb(_upright(opened))
-    except (MemoryError, UnreadableImage):
+    except (ImportError, MemoryError, UnreadableImage):
         raise
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(f"not an image: it starts with {image[:12]!r}") from error
     except Exception as error:  # decoders raise anything on broken bytes, which lie in memory: the file is to blame
         raise UnreadableImage(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _by_simplejpeg(opened, data: bytes, min_size: int | None):
+    """What simplejpeg makes of the image that Pillow has opened and not decoded; None leaves it to Pillow."""
+    import simplejpeg
+    from PIL import Image
+
+    if opened.format != "JPEG" or opened.mode not in ("RGB", "L"):
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, min_height=min_size or 0, min_width=min_size or 0)
+    except ValueError:  # damage that Pillow may forgive
+        return None
+    image = Image.fromarray(pixels)
+    image.info = opened.info  # where the orientation is
+    return image
 
 
 def _from_array(array: np.ndarray):
@@ -104,12 +126,18 @@ class ImageTransform:
 
     Attributes:
       size: side of the result, in pixels.
-      resize: "squash" to the square (SigLIP), "crop" the centre square (CLIP), or "pad" with grey to a square.
+      resize: "squash" to the square (SigLIP); "crop" the middle after the short side has become `size` (CLIP; open_clip
+        calls it "shortest"); or "pad" after the long side has ("longest").
       interpolation: "nearest" | "box" | "bilinear" | "bicubic" | "lanczos"; antialiased when it shrinks.
       random_resized_crop: range of the crop's area as a fraction of the image's, such as (0.9, 1.0); None for none.
       aspect: range of the width to height ratio of that crop.
       flip: mirror half of the images. It makes captions with "left" and "right" untrue.
       pad_crop: pad by so many black pixels on all sides and crop at random (He et al. 2015, section 4.2: 4 on CIFAR).
+      crop_pct: resize to `size / crop_pct` and take the middle `size` of it (timm: 0.875, 0.9).
+      fill: colour of padding. open_clip pads with black, LLaVA with CLIP's mean, (122, 116, 104).
+      decoder: of JPEG. "pillow" decodes at 1/2, 1/4 or 1/8 where that leaves enough pixels; "simplejpeg" at any
+        eighth (extra `fast`; what it cannot read goes to Pillow); "full" always in full, slowly, as other
+        implementations do.
       augmentation: what else varies, after crop and flip: `data.augment.Augment`, one of its parts, or your own.
     """
 
@@ -120,6 +148,9 @@ class ImageTransform:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
     pad_crop: int = 0
+    crop_pct: float = 1.0
+    fill: tuple[int, int, int] = (GREY, GREY, GREY)
+    decoder: str = "pillow"
     augmentation: Augmentation | None = None
 
     def __post_init__(self):
@@ -127,11 +158,18 @@ class ImageTransform:
 
     def validate(self) -> None:
         """Raises: UserError for a value that is none of the listed ones, or a range that is none."""
-        for field, choices in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+        fields = (("resize", RESIZES), ("interpolation", INTERPOLATIONS), ("decoder", DECODERS))
+        for field, choices in fields:
             if (value := getattr(self, field)) not in choices:
                 raise UserError(f"ImageTransform.{field}={value!r}: {closest(str(value), choices)}")
         if self.size < 1 or self.pad_crop < 0:
             raise UserError(f"ImageTransform(size={self.size}, pad_crop={self.pad_crop}): size >= 1 and pad_crop >= 0.")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"ImageTransform.crop_pct={self.crop_pct}: wanted is a fraction, 0 < crop_pct <= 1.")
+        if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
+            raise UserError(f"ImageTransform.fill={self.fill}: wanted are red, green and blue, 0 to 255.")
+        if self.decoder == "simplejpeg" and importlib.util.find_spec("simplejpeg") is None:
+            raise UserError("ImageTransform.decoder='simplejpeg' is not installed: pip install 'vlm_jax[fast]'.")
         area = self.random_resized_crop
         if area is not None and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
             raise UserError(f"ImageTransform.random_resized_crop={area}: wanted are (low, high), 0 < low <= high <= 1.")
@@ -156,7 +194,7 @@ class ImageTransform:
         if self.random_resized_crop is None:
             return self._fit(image)
         smallest = math.sqrt(self.random_resized_crop[0])  # the smallest crop should not need to be enlarged
-        return np.asarray(_open(image, math.ceil(self.size / smallest)))
+        return np.asarray(_open(image, math.ceil(self.size / smallest), self.decoder))
 
     def augment(self, array: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """The random part, of what `decode_resize` returned."""
@@ -181,19 +219,37 @@ class ImageTransform:
         return x, y, x + cw, y + ch
 
     def _fit(self, image) -> UInt8[np.ndarray, "size size 3"]:
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (self.size, self.size, 3):
+        done = self.crop_pct == 1 and isinstance(image, np.ndarray) and image.dtype == np.uint8
+        if done and image.shape == (self.size, self.size, 3):
             return image
-        image = _open(image, self.size)
+        target = math.floor(self.size / self.crop_pct)
+        image = _open(image, target, self.decoder)
         w, h = image.size
-        if self.resize == "crop":
-            side = min(w, h)
-            x, y = (w - side) / 2, (h - side) / 2
-            return self._resized(image, (x, y, x + side, y + side))
-        if self.resize == "pad":
-            from PIL import ImageOps
+        if self.resize == "crop" and max(w, h) > LONGEST_STRIP * min(w, h):  # or what is cut away could fill the memory
+            x, y = max(0, w - LONGEST_STRIP * h) // 2, max(0, h - LONGEST_STRIP * w) // 2
+            image = image.crop((x, y, w - x, h - y))
+        return self._middle(np.asarray(image.resize(self._scaled(*image.size, target), self._filter())))
 
-            return np.asarray(ImageOps.pad(image, (self.size,) * 2, self._filter(), color=(GREY,) * 3))
-        return self._resized(image, (0, 0, w, h))
+    def _scaled(self, w: int, h: int, target: int) -> tuple[int, int]:
+        """Width and height to resize to, rounded as each protocol does."""
+        if self.resize == "squash":
+            return target, target
+        if self.resize == "crop":
+            return (target, int(target * h / w)) if w <= h else (int(target * w / h), target)
+        ratio = max(w, h) / target
+        return max(1, round(w / ratio)), max(1, round(h / ratio))
+
+    def _middle(self, array: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """Cuts or pads each side to its middle `size`; offsets of cuts are rounded as torchvision rounds them."""
+        y, x = (round(max(0, length - self.size) / 2) for length in array.shape[:2])
+        array = np.ascontiguousarray(array[y : y + self.size, x : x + self.size])
+        h, w = array.shape[:2]
+        if (h, w) == (self.size, self.size):
+            return array
+        y, x = (self.size - h) // 2, (self.size - w) // 2
+        canvas = np.full((self.size, self.size, 3), self.fill, np.uint8)
+        canvas[y : y + h, x : x + w] = array
+        return canvas
 
     def _resized(self, image, box: tuple[float, float, float, float]) -> UInt8[np.ndarray, "size size 3"]:
         return np.asarray(image.resize((self.size, self.size), self._filter(), box))
