@@ -9,6 +9,7 @@ from PIL import Image
 from vlm_jax.data import augment
 from vlm_jax.data.augment import ColorJitter, RandAugment
 from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.tiles import Tiles, best_grid
 
 from . import peers
 
@@ -121,3 +122,31 @@ def test_resizing_is_that_of_hugging_face(processor, options, ours, backend):
         theirs = make(Image.fromarray(image), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         difference = np.abs(ImageTransform(32, **ours)(image).astype(int) - theirs)
         assert difference.max() <= (0 if backend else 1)
+
+
+def test_tiles_are_those_of_llava_next():
+    grids = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    make = peers.transformers().LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size=32,
+        image_grid_pinpoints=[[32 * rows, 32 * columns] for rows, columns in grids],
+        do_rescale=False,
+        do_normalize=False,
+        do_pad=False,
+    )
+    for size in (*SIZES, (64, 64), (33, 100), (500, 90)):
+        tiled = Tiles(32, grids, fill=(0, 0, 0))(picture(*size))
+        theirs = make(Image.fromarray(picture(*size)), return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(tiled.tiles, theirs.transpose(0, 2, 3, 1))
+
+
+def test_grids_are_chosen_as_llava_next_does():
+    peers.transformers()
+    from transformers.image_processing_utils import select_best_resolution
+
+    grids = [(rows, columns) for rows in range(1, 7) for columns in range(1, 7)]
+    rng = np.random.default_rng(0)
+    for h, w in rng.integers(1, 3000, (300, 2)).tolist():
+        theirs = select_best_resolution((h, w), [(336 * rows, 336 * columns) for rows, columns in grids])
+        rows, columns = best_grid(h, w, grids, 336)
+        assert (336 * rows, 336 * columns) == theirs

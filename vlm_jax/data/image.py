@@ -33,10 +33,10 @@ def decode(data: bytes, min_size: int | None = None, decoder: str = "pillow") ->
 
     Raises: UnreadableImage, with the reason in one line.
     """
-    return np.asarray(_open(data, min_size, decoder))
+    return np.asarray(open_image(data, min_size, decoder))
 
 
-def _open(image, min_size: int | None, decoder: str = "pillow"):
+def open_image(image, min_size: int | None, decoder: str = "pillow"):
     """An upright RGB `PIL.Image` from bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`."""
     from PIL import Image
 
@@ -194,12 +194,12 @@ class ImageTransform:
         if self.random_resized_crop is None:
             return self._fit(image)
         smallest = math.sqrt(self.random_resized_crop[0])  # the smallest crop should not need to be enlarged
-        return np.asarray(_open(image, math.ceil(self.size / smallest), self.decoder))
+        return np.asarray(open_image(image, math.ceil(self.size / smallest), self.decoder))
 
     def augment(self, array: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """The random part, of what `decode_resize` returned."""
         if self.random_resized_crop is not None:
-            array = self._resized(_open(array, None), self._draw_box(*array.shape[:2], rng))
+            array = self._resized(open_image(array, None), self._draw_box(*array.shape[:2], rng))
         if self.pad_crop:
             pad = self.pad_crop
             padded = np.pad(array, ((pad, pad), (pad, pad), (0, 0)))
@@ -223,7 +223,7 @@ class ImageTransform:
         if done and image.shape == (self.size, self.size, 3):
             return image
         target = math.floor(self.size / self.crop_pct)
-        image = _open(image, target, self.decoder)
+        image = open_image(image, target, self.decoder)
         w, h = image.size
         if self.resize == "crop" and max(w, h) > LONGEST_STRIP * min(w, h):  # or what is cut away could fill the memory
             x, y = max(0, w - LONGEST_STRIP * h) // 2, max(0, h - LONGEST_STRIP * w) // 2
