@@ -1,0 +1,86 @@
+"""The command line of `python -m vlm_jax.data`: reads the arguments, opens the source, starts the tool."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+
+from vlm_jax.errors import UserError, closest
+from vlm_jax.main import Parser, show
+
+PROGRAM = "python -m vlm_jax.data"
+# Tool -> what it does; its module, which has `add_arguments(parser)` and `run(source, flags) -> lines to print`.
+TOOLS = {
+    "index": ("build the indexes of a source, so that it opens at once", "indexing"),
+    "convert": ("write a source as tar, array_record, parquet or folder", "conversion"),
+    "tokenizer": ("train a sentencepiece model on a source's captions", "tokenizer"),
+}
+EPILOG = (
+    "SOURCE is a path or URL (*.tar, *.parquet, *.array_record, *.jsonl, *.csv, a folder of them or of images), "
+    "tfds:NAME/SPLIT, shapes, or the dotted name of a component; --source.FIELD=VALUE sets its options."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All tools and their flags; `--source.FIELD=VALUE` are taken out before."""
+    top = Parser(prog=PROGRAM, description="Tools for data.", epilog=EPILOG, allow_abbrev=False)
+    tools = top.add_subparsers(dest="tool", metavar="TOOL", required=True, parser_class=Parser)
+    for name, (what, module) in TOOLS.items():
+        tool = tools.add_parser(name, help=what, description=what, epilog=EPILOG, allow_abbrev=False)
+        tool.add_argument("path", nargs="?", metavar="SOURCE", help="the data; see below")
+        tool.add_argument("--config", metavar="NAME[:VARIANT]", help="take the source of a recipe, by name or path")
+        tool.add_argument("--part", metavar="NAME", help="of a mixture, the part to take")
+        importlib.import_module(f"vlm_jax.data.tools.{module}").add_arguments(tool)
+    return top
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(other arguments, [(field, value)]) of `--source.FIELD=VALUE`. Raises UserError."""
+    rest, overrides = [], []
+    for word in argv:
+        match = re.match(r"--source\.([\w.]+)(=?)(.*)$", word, re.DOTALL)
+        if match and not match[2]:
+            raise UserError(f"{word} needs a value: {word}=VALUE.")
+        if match:
+            overrides.append((match[1], match[3]))
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The parsed flags and the overrides of the source. Raises UserError."""
+    rest, overrides = split_overrides(argv)
+    known = parser()
+    if rest and not rest[0].startswith("-") and rest[0] not in TOOLS:
+        raise UserError(f"no tool {rest[0]!r}; {closest(rest[0], TOOLS)}")
+    flags, unknown = known.parse_known_args(rest)
+    if unknown:
+        names = [word for word in known.format_help().split() if word.startswith("--")]
+        (tools,) = [action for action in known._actions if action.dest == "tool"]
+        names += [option for action in tools.choices[flags.tool]._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {unknown[0]!r}; {closest(unknown[0].split('=')[0], names)}")
+    return flags, overrides
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a tool, and turns a user's mistake into one line and exit code 2."""
+    try:
+        flags, overrides = arguments(sys.argv[1:] if argv is None else argv)
+        from vlm_jax.data.tools.naming import open_source
+
+        tool = importlib.import_module(f"vlm_jax.data.tools.{TOOLS[flags.tool][1]}")
+        check = getattr(tool, "check", None)
+        if check is not None:
+            check(flags)
+        source = open_source(flags.path, overrides, flags.config, flags.part)
+        show("\n".join(tool.run(source, flags)))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
