@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import io
 import math
+import typing
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,13 +18,14 @@ from vlm_jax.errors import UserError, closest
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; where Pillow begins to suspect a decompression bomb
 LONGEST_STRIP = 16  # times as long as wide; of longer ones only the middle is resized before its centre is taken
-RESIZES = ("squash", "crop", "pad")
-DECODERS = ("pillow", "simplejpeg", "full")
-INTERPOLATIONS = ("nearest", "box", "bilinear", "bicubic", "lanczos")
+Resize = Literal["squash", "crop", "pad"]
+Interpolation = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+Decoder = Literal["pillow", "simplejpeg", "full"]
+RESIZES, INTERPOLATIONS, DECODERS = map(typing.get_args, (Resize, Interpolation, Decoder))
 ORIENTATION = 0x0112  # EXIF tag
 
 
-def decode(data: bytes, min_size: int | None = None, decoder: str = "pillow") -> UInt8[np.ndarray, "h w 3"]:
+def decode(data: bytes, min_size: int | None = None, decoder: Decoder = "pillow") -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image of any format that Pillow reads, upright, as RGB; colour profiles are not applied.
 
     Args:
@@ -36,7 +39,7 @@ def decode(data: bytes, min_size: int | None = None, decoder: str = "pillow") ->
     return np.asarray(open_image(data, min_size, decoder))
 
 
-def open_image(image, min_size: int | None, decoder: str = "pillow"):
+def open_image(image, min_size: int | None, decoder: Decoder = "pillow"):
     """An upright RGB `PIL.Image` from bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`."""
     from PIL import Image
 
@@ -142,15 +145,15 @@ class ImageTransform:
     """
 
     size: int = 224
-    resize: str = "squash"
-    interpolation: str = "bicubic"
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
     random_resized_crop: tuple[float, float] | None = None
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
     pad_crop: int = 0
     crop_pct: float = 1.0
     fill: tuple[int, int, int] = (GREY, GREY, GREY)
-    decoder: str = "pillow"
+    decoder: Decoder = "pillow"
     augmentation: Augmentation | None = None
 
     def __post_init__(self):

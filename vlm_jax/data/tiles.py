@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from vlm_jax.data.augment import GREY
-from vlm_jax.data.image import INTERPOLATIONS, open_image
+from vlm_jax.data.image import INTERPOLATIONS, Interpolation, open_image
 from vlm_jax.errors import UserError, closest
 
 Grid = tuple[int, int]  # rows, columns
@@ -54,7 +54,7 @@ class Tiles:
 
     size: int = 336
     grids: tuple[Grid, ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     fill: tuple[int, int, int] = (GREY, GREY, GREY)
     thumbnail: bool = True
 
