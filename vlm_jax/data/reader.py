@@ -57,7 +57,7 @@ class Reader:
         """
         example = None if self.cache is None else self.cache.get(index)
         if example is None:
-            example = self._decode(self._read(index), index)
+            example = self._decode(self.record(index), index)
             if self.cache is not None:
                 self.cache[index] = example
         return example
@@ -82,7 +82,8 @@ class Reader:
             raise _UnreadableText("it has no text")
         return texts
 
-    def _read(self, index: int) -> dict:
+    def record(self, index: int) -> dict:
+        """The record at an index as the source gives it. Raises: as a call does."""
         for seconds in RETRY_SECONDS:
             try:
                 return self._record(index)
