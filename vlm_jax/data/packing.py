@@ -115,6 +115,25 @@ class Packing:
                 "raise rows or images."
             )
 
+    def spec(self, *, texts: bool = True) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of one row and type of each array that a model reads.
+
+        `image_segment_ids` and `text_segment_ids` are 1, 2, ... for the pairs of a row and 0 for padding; an image
+        and its text have the same. `patch_positions` are row and column in the image's own grid, whose rows and
+        columns are `image_grids`. `pair_mask` says which of the `images` pairs there are.
+        """
+        spec = {
+            "patches": ((self.tokens, 3 * self.patch_size**2), "uint8"),
+            "patch_positions": ((self.tokens, 2), "int32"),
+            "image_segment_ids": ((self.tokens,), "int32"),
+            "image_grids": ((self.images, 2), "int32"),
+            "pair_mask": ((self.images,), "bool"),
+        }
+        if texts:
+            spec |= {name: ((self.text_tokens,), "int32") for name in ("text", "text_segment_ids")}
+            spec["caption_id"] = ((self.images,), "int32")
+        return spec
+
     @property
     def demand(self) -> float:
         """Patches that a window's images ask for, as a share of its rows' tokens."""

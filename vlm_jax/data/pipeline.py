@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ from vlm_jax.data.apportion import Apportionment
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
+from vlm_jax.data.packing import Packing
+from vlm_jax.data.packing_rows import PackedRows
 from vlm_jax.data.reader import Example, Reader
 from vlm_jax.data.rows import Rows
 from vlm_jax.data.stream import stream
@@ -42,6 +45,8 @@ class Pipeline:
       threads: threads that decode, in each worker where there are any; 0 prepares batches when they are asked for.
       prefetch: batches prepared ahead.
       shuffle: False takes each source in its own order, every epoch.
+      packing: puts several images, at their own aspect ratio, into a row, and what is said above of row g holds of
+        example g. None: a row is an example.
     """
 
     source: Any
@@ -52,6 +57,7 @@ class Pipeline:
     threads: int = 4
     prefetch: int = 2
     shuffle: bool = True
+    packing: Packing | None = None
 
     def __post_init__(self):
         self.validate()
@@ -66,6 +72,16 @@ class Pipeline:
                     f"Mixture.parts.{name}.image.size={part.image.size}, batches have images of {self.image.size}; "
                     "set both to one value."
                 )
+
+        if self.packing is None:
+            return
+        for part in self.parts.values():
+            self.packing.transform(part.image or self.image)
+        if self.text is not None and self.packing.text_tokens < self.text.length:
+            raise UserError(
+                f"Packing.text_tokens={self.packing.text_tokens} is less than a text of length={self.text.length}; "
+                "raise it."
+            )
 
     @property
     def parts(self) -> Mapping[str, Part]:
@@ -83,6 +99,14 @@ class Pipeline:
             }
             for name, part in self.parts.items()
         ]
+
+    def describe_packing(self) -> dict | None:
+        """How it is packed, for the state of a checkpoint."""
+        return None if self.packing is None else json.loads(json.dumps(dataclasses.asdict(self.packing)))
+
+    def first_example(self, row: int) -> int:
+        """The index of the first example in the row, or in the packed window that it begins."""
+        return row if self.packing is None else row // self.packing.rows * self.packing.examples
 
     def batches(
         self,
@@ -118,10 +142,17 @@ class Pipeline:
         rows = np.asarray(rows, np.int64)
         if rows.size == 0 or rows.min() < 0 or rows.max() >= batch_size:
             raise ValueError(f"rows must be some of range({batch_size})")
+        if self.packing is not None and batch_size % self.packing.rows:
+            raise UserError(f"batch_size={batch_size} is not a multiple of Packing.rows={self.packing.rows}.")
         origin = None
         if state is not None:
             state = data_state.complete(state)
-            now = {"seed": seed, "sources": self.describe()}
+            now = {"seed": seed, "sources": self.describe(), "packing": self.describe_packing()}
+            if (was := data_state.window(state)) != (is_now := data_state.window(now)):
+                raise UserError(
+                    f"Packing.examples in Packing.rows was {was}, is {is_now}: they say where in the data a run is, "
+                    "and cannot change; begin another from its parameters (config.init_from)."
+                )
             changes = data_state.changes(state, now)
             if changes and not allow_change:
                 raise UserError(
@@ -129,14 +160,15 @@ class Pipeline:
                     "give it the same data, or --allow_config_change to go on with the changed data."
                 )
             next_index = state["next_index"]
-            origin = data_state.origin(state, now) if changes else state["origin"]
+            origin = data_state.origin(state, now, self.first_example(next_index)) if changes else state["origin"]
         options = {}
         if origin is not None and not overfit_batches:
             options = {"begin": origin["index"], "already": tuple(origin["rows"][name] for name in self.parts)}
         weights = tuple(part.weight for part in self.parts.values())
         apportionment = Apportionment(tuple(self.parts), weights, seed, **options)
         counted = rows if counted is None else counted
-        load = _Load(Rows(self, seed, apportionment), next_index, batch_size, overfit_batches, counted)
+        make = (Rows if self.packing is None else PackedRows)(self, seed, apportionment)
+        load = _Load(make, next_index, batch_size, overfit_batches, counted)
         return Batches(self, seed, load, rows, state or {})
 
 
@@ -164,7 +196,7 @@ class Batches:
     A batch is a dict of arrays with one entry for each of the process' rows: `image` uint8 [b, H, W, 3], `example_id`
     uint32 [b, 2] (high and low half of the global example index), with text `text` int32 [b, L] and `caption_id` int32
     [b] (equal for equal rows of text), and `label` int32 [b] (-1 where a record has none) where the source has class
-    names.
+    names. Packed batches have what `Packing.spec` says, and `example_id` [b, images, 2].
     """
 
     def __init__(self, pipeline: Pipeline, seed: int, load: _Load, rows: np.ndarray, state: dict):
@@ -216,6 +248,7 @@ class Batches:
             "seed": self._seed,
             "batch_size": self._batch_size,
             "sources": self._pipeline.describe(),
+            "packing": self._pipeline.describe_packing(),
             "rows": self._rows(),
             "origin": {"index": held.begin, "rows": dict(zip(held.names, held.already or [0] * len(held.names)))},
             **self._tally.state(gather),
@@ -232,7 +265,12 @@ class Batches:
 
     def _rows(self) -> dict[str, int]:
         """How many rows each source has had."""
-        return dict(zip(self._apportionment.names, self._apportionment.before(self._next_index).tolist()))
+        return dict(
+            zip(
+                self._apportionment.names,
+                self._apportionment.before(self._pipeline.first_example(self._next_index)).tolist(),
+            )
+        )
 
     def wait_seconds(self) -> float:
         """Seconds that the caller has waited for batches since it last asked."""

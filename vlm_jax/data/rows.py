@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,15 +45,9 @@ class Rows:
 
     def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str, str]]]:
         """The rows, and place, source, key and reason of each one whose own record was unreadable."""
-        generator = _Generator(self._seed)
+        generator = RowGenerator(self._seed)
         images, captions, labels, unreadable = [], [], [], []
-        sources, turns = self.apportionment(indices)
-        records = np.empty_like(turns)
-        for source in np.unique(sources):
-            records[sources == source] = self._parts[source].records(turns[sources == source])
-        for at, index in enumerate(indices.tolist()):
-            part = self._parts[sources[at]]
-            example, failure = part(int(turns[at]), int(records[at]))
+        for at, (index, (part, example, failure)) in enumerate(zip(indices.tolist(), self.examples(indices))):
             if failure is not None:
                 unreadable.append((at, part.name, *failure))
             rng = generator(index)
@@ -60,7 +55,7 @@ class Rows:
                 captions.append(part.choose(example.texts, rng.random()))
             images.append(part.augment(example.image, rng))
             labels.append(example.label if part.labelled else -1)
-        batch = {"image": np.stack(images), "example_id": _halves(indices)}
+        batch = {"image": np.stack(images), "example_id": halves(indices)}
         if self._pipeline.text is not None:
             batch["text"] = self._pipeline.text(captions)
             batch["caption_id"] = caption_ids(batch["text"])
@@ -68,12 +63,22 @@ class Rows:
             batch["label"] = np.array(labels, np.int32)
         return batch, unreadable
 
+    def examples(self, indices: np.ndarray) -> Iterator[tuple[_PartReader, Example, tuple[str, str] | None]]:
+        """Of each example its source, itself, and key and reason where its own record was unreadable."""
+        sources, turns = self.apportionment(indices)
+        records = np.empty_like(turns)
+        for source in np.unique(sources):
+            records[sources == source] = self._parts[source].records(turns[sources == source])
+        for source, turn, record in zip(sources.tolist(), turns.tolist(), records.tolist()):
+            yield self._parts[source], *self._parts[source](turn, record)
+
 
 class _PartReader:
     """Examples of one source by their turn: turn t is position `t mod length` of the order of epoch `t div length`."""
 
     def __init__(self, name, part, pipeline, seed, alone):
         image = part.image or pipeline.image
+        image = image if pipeline.packing is None else pipeline.packing.transform(image)
         self.name, self.choose, self.augment = name, part.choose, image.augment
         self.labelled = bool(part.source.class_names)
         self._source, self._seed, self._shuffle, self._alone = part.source, seed, pipeline.shuffle, alone
@@ -115,7 +120,7 @@ class _PartReader:
         raise UserError(f"{where}: {tries} records in a row are unreadable, the first is {first[0]}: {first[1]}.")
 
 
-class _Generator:
+class RowGenerator:
     """`Generator(Philox(key=(seed, index)))`, one that is set anew for each index: making one costs ten times more."""
 
     def __init__(self, seed: int):
@@ -129,6 +134,6 @@ class _Generator:
         return self._rng
 
 
-def _halves(indices: np.ndarray) -> np.ndarray:
+def halves(indices: np.ndarray) -> np.ndarray:
     """High and low 32 bits of global example indices: [b, 2] uint32."""
     return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=1).astype(np.uint32)

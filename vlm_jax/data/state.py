@@ -13,7 +13,7 @@ SHOWN = 8
 
 
 def changes(before: dict, now: dict) -> list[str]:
-    """What differs between two descriptions (`seed`, `sources`) of the data, one phrase a difference."""
+    """What differs between two descriptions (`seed`, `sources`, `packing`) of the data, one phrase a difference."""
     found = [f"seed was {before['seed']}, is {now['seed']}"] if before["seed"] != now["seed"] else []
     for old, new in _pairs(before["sources"], now["sources"]):
         if old is None:
@@ -22,7 +22,15 @@ def changes(before: dict, now: dict) -> list[str]:
             found.append(f"{old['name']} is gone ({old['length']} examples, weight {old['weight']:g})")
         else:
             found += [f"{old['name']}.{key} was {old[key]}, is {new[key]}" for key in new if old[key] != new[key]]
+    old, new = (description.get("packing") or {} for description in (before, now))
+    found += [f"packing.{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
     return found[:SHOWN] + ([f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else [])
+
+
+def window(description: dict) -> str:
+    """How many examples become how many rows."""
+    packing = description.get("packing") or {"examples": 1, "rows": 1}
+    return f"{packing['examples']} in {packing['rows']}"
 
 
 def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict | None, dict | None]]:
@@ -33,17 +41,18 @@ def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict | None, dict 
     return [(old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
 
 
-def origin(before: dict, now: dict) -> dict:
+def origin(before: dict, now: dict, next_example: int) -> dict:
     """From where on changed data hold, `index`, and the `rows` that each source has had by then.
 
     Args:
       before: the state of a checkpoint. now: the description of the changed data.
+      next_example: where the state stands, in examples.
     """
     if len(before["sources"]) == len(now["sources"]) == 1:  # one source: its rows are the rows of the run, as before
         index, (had,) = before["origin"]["index"], before["origin"]["rows"].values()
         return {"index": index, "rows": {now["sources"][0]["name"]: had}}
     rows = {source["name"]: before["rows"].get(source["name"], 0) for source in now["sources"]}
-    return {"index": before["next_index"], "rows": rows}
+    return {"index": next_example, "rows": rows}
 
 
 def complete(state: dict) -> dict:
