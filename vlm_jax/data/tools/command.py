@@ -14,6 +14,7 @@ PROGRAM = "python -m vlm_jax.data"
 # Tool -> what it does; its module, which has `add_arguments(parser)` and `run(source, flags) -> lines to print`.
 TOOLS = {
     "inspect": ("statistics, a contact sheet, and the records that are unreadable", "inspection"),
+    "curate": ("choose records by rules, and tell what each removed", "curation"),
     "index": ("build the indexes of a source, so that it opens at once", "indexing"),
     "convert": ("write a source as tar, array_record, parquet or folder", "conversion"),
     "tokenizer": ("train a sentencepiece model on a source's captions", "tokenizer"),

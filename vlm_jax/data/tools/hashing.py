@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8, UInt64
 SIDE = 8  # a hash has SIDE * SIDE bits for each of two directions: a word each
 FLAT = 8  # grey levels between darkest and brightest, below which the signs of differences are noise
 SHADE = 12  # levels by which the colours of duplicates may differ, after another compression
-HEX = 56
+BYTES = 28  # of a hash: two words, and three for each quarter's colour
 BLOCK = 256  # hashes that are compared with all others of a band at a time
 
 
@@ -29,10 +29,13 @@ class Hashes:
     colours: UInt8[np.ndarray, "n 12"]
 
     @classmethod
-    def parse(cls, hashes: Sequence[str]) -> Hashes:
-        """From what `perceptual_hash` gave."""
-        data = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, HEX // 2)
-        return cls(np.ascontiguousarray(data[:, :16]).view(">u8").astype(np.uint64), data[:, 16:])
+    def from_bytes(cls, data: bytes | bytearray) -> Hashes:
+        """From what `perceptual_hash` gave, one after the other."""
+        rows = np.frombuffer(data, np.uint8).reshape(-1, BYTES)
+        return cls(np.ascontiguousarray(rows[:, :16]).view(">u8").astype(np.uint64), rows[:, 16:])
+
+    def __len__(self) -> int:
+        return len(self.words)
 
 
 def perceptual_hash(image: UInt8[np.ndarray, "h w 3"]) -> str:

@@ -34,6 +34,7 @@ MOST_ENTRIES = 10_000  # of a folder that are looked at
 IMAGES = ("image", "img", "jpg", "image_bytes")
 TEXTS = ("text", "caption", "captions", "TEXT", "alt_text", "txt")
 LABELS = ("label", "labels", "fine_label", "class")
+CLASS_NAMES = ("class_name", "label_name", "category")
 KINDS = "*.tar, *.parquet, *.array_record, metadata.jsonl, *.jsonl, *.csv, a folder of images, tfds:NAME/SPLIT, shapes"
 
 
@@ -145,7 +146,8 @@ def _columns(path: str) -> dict[str, str]:
     from vlm_jax.data.sources.parquet_table import ParquetTable
 
     names = ParquetTable(path, 0).schemas[0].names
-    usual = {"image_column": IMAGES, "text_column": TEXTS, "label_column": LABELS}
+    usual = {"image_column": IMAGES, "text_column": TEXTS}
+    usual |= {"class_name_column": CLASS_NAMES} if set(CLASS_NAMES) & set(names) else {"label_column": LABELS}
     found = {field: next((name for name in choices if name in names), None) for field, choices in usual.items()}
     return {field: name for field, name in found.items() if name}
 

@@ -29,7 +29,8 @@ def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_b
     Args:
       duplicate_bits: images whose hashes differ in so many bits of 128, or fewer, count as duplicates.
     """
-    sizes, characters, words, captions_of, hashes = [], [], [], [], []
+    sizes, characters, words, captions_of = [], [], [], []
+    hashes = bytearray()
     formats, scripts, labels = Counter(), Counter(), Counter()
     captions: Counter[int] = Counter()
     examples: dict[int, str] = {}
@@ -43,8 +44,7 @@ def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_b
         formats[row.format] += 1
         captions_of.append(len(row.texts))
         labels[row.label] += 1
-        if row.hash:
-            hashes.append(row.hash)
+        hashes += bytes.fromhex(row.hash)
         for text in row.texts:
             characters.append(len(text))
             words.append(len(text.split()))
@@ -54,7 +54,7 @@ def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_b
             if captions[key] == 2:
                 examples[key] = text
     size, width, height = np.array(sizes, np.float64).reshape(-1, 3).T
-    repeated = near_duplicates(Hashes.parse(hashes), duplicate_bits) >= 0
+    repeated = near_duplicates(Hashes.from_bytes(hashes), duplicate_bits) >= 0
     common = [(examples[key][:200], count) for key, count in captions.most_common(SHOWN) if count > 1]
     result = {
         "records": records,
@@ -69,7 +69,7 @@ def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_b
         "aspect_shares": {f"{low}-{high}": _share((width / height >= low) & (width / height < high))
                           for low, high in ASPECTS},
         "duplicate_images": int(repeated.sum()),
-        "images_without_structure": len(sizes) - len(hashes),
+        "images_without_structure": len(sizes) - len(repeated),
         "captions_of_a_record": _quantiles(captions_of),
         "caption_characters": _quantiles(characters),
         "caption_words": _quantiles(words),
