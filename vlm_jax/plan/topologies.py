@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
+import os
 import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from vlm_jax.errors import UserError, closest
@@ -187,8 +191,23 @@ def devices(topology: Topology) -> list[Any]:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if topology.slices > 1:
         options["num_slices"] = topology.slices
-    described = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{shape}", **options)
+    with _quiet():
+        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{shape}", **options)
     return list(described.devices)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libtpu writes to the process's error output about a machine that is not there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def check_installed(topology: Topology) -> None:
