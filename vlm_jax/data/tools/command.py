@@ -11,12 +11,13 @@ from vlm_jax.errors import UserError, closest
 from vlm_jax.main import Parser, show
 
 PROGRAM = "python -m vlm_jax.data"
-# Tool -> what it does; its module, which has `add_arguments(parser)` and `run(source, flags) -> lines to print`.
+# Tool -> what it does; its module, with `add_arguments(parser)`, `check(flags)` and `run(source, flags) -> lines`.
 TOOLS = {
     "inspect": ("statistics, a contact sheet, and the records that are unreadable", "inspection"),
     "curate": ("choose records by rules, and tell what each removed", "curation"),
     "index": ("build the indexes of a source, so that it opens at once", "indexing"),
     "convert": ("write a source as tar, array_record, parquet or folder", "conversion"),
+    "bench": ("images per second and core, waits and memory, for workers and threads", "bench"),
     "tokenizer": ("train a sentencepiece model on a source's captions", "tokenizer"),
 }
 EPILOG = (
@@ -74,11 +75,10 @@ def main(argv: list[str] | None = None) -> int:
         from vlm_jax.data.tools.naming import open_source
 
         tool = importlib.import_module(f"vlm_jax.data.tools.{TOOLS[flags.tool][1]}")
-        check = getattr(tool, "check", None)
-        if check is not None:
-            check(flags)
+        tool.check(flags)
         source = open_source(flags.path, overrides, flags.config, flags.part)
-        show("\n".join(tool.run(source, flags)))
+        for line in tool.run(source, flags):
+            show(line)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(flags: argparse.Namespace) -> None:
+    """There is nothing to check."""
+
+
 def run(source: Any, flags: argparse.Namespace) -> Iterator[str]:
     """Lines on the opened source."""
     yield f"{source.name}: {len(source):,} records"
