@@ -133,7 +133,7 @@ def test_mistakes_are_one_line(flags, line, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad").write_text('{"key": "a", "score": 1}\n0.3\n')
     (tmp_path / "other").write_text('{"key": "a", "score": 1}\n')
     assert main(["curate", "shapes", "--source.size=3", *flags]) == 2
-    (said,) = [text for text in capsys.readouterr().err.splitlines() if not text.startswith("measuring")]
+    (said,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
     assert line in said
     assert not list(tmp_path.glob("reports/*/keep.index"))
 

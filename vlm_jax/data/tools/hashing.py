@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
+from vlm_jax.data.progress import progress
+
 SIDE = 8  # a hash has SIDE * SIDE bits for each of two directions: a word each
 FLAT = 8  # grey levels between darkest and brightest, below which the signs of differences are noise
 SHADE = 12  # levels by which the colours of duplicates may differ, after another compression
 BYTES = 28  # of a hash: two words, and three for each quarter's colour
-BLOCK = 256  # hashes that are compared with all others of a band at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +86,22 @@ def near_duplicates(hashes: Hashes, distance: int) -> Int[np.ndarray, "n"]:
 def _close_pairs(hashes: Hashes, distance: int) -> Iterator[tuple[int, int]]:
     """Pairs of close images, the lower number first; a pair may come several times.
 
-    Two hashes within `distance` bits share at least one of more than `distance` bands: only those are compared.
+    Two hashes within `distance` bits share at least one of more than `distance` bands: only those are compared, each
+    with the one that follows it in the order of the band, then with the one after that, as long as any share it.
     """
     bands = distance // 2 + 1  # of each word
     edges = np.linspace(0, 64, bands + 1).astype(int).tolist()
-    for word, (start, end) in itertools.product((0, 1), itertools.pairwise(edges)):
-        band = (hashes.words[:, word] >> np.uint64(start)) & np.uint64(2 ** (end - start) - 1)
-        members = np.argsort(band, kind="stable")
-        breaks = np.flatnonzero(np.diff(band[members])) + 1
-        for low, high in itertools.pairwise([0, *breaks.tolist(), len(members)]):
-            if high - low > 1:
-                yield from _close_within(hashes, members[low:high], distance)
-
-
-def _close_within(hashes: Hashes, members: Int[np.ndarray, "k"], distance: int) -> Iterator[tuple[int, int]]:
-    """Close pairs among ascending members of a band."""
-    words = hashes.words[members]
-    for start in range(0, len(members), BLOCK):
-        differ = np.bitwise_count(words[start : start + BLOCK, None] ^ words[None, start:]).sum(-1)
-        a, b = np.nonzero(differ <= distance)
-        a, b = members[start + a[a < b]], members[start + b[a < b]]
-        shades = np.abs(hashes.colours[a].astype(np.int16) - hashes.colours[b]).max(-1, initial=0)
-        near = shades <= SHADE
-        yield from zip(a[near].tolist(), b[near].tolist())
+    with progress("comparing images", 2 * bands) as advance:
+        for word, (start, end) in itertools.product((0, 1), itertools.pairwise(edges)):
+            band = hashes.words[:, word] >> np.uint64(start)
+            band &= np.uint64(2 ** (end - start) - 1)
+            members = np.argsort(band, kind="stable")
+            band, at, lag = band[members], np.arange(len(members)), 1
+            while len(at := at[at + lag < len(members)]) and len(at := at[band[at] == band[at + lag]]):
+                a, b = members[at], members[at + lag]
+                near = np.bitwise_count(hashes.words[a] ^ hashes.words[b]).sum(-1) <= distance
+                a, b = a[near], b[near]
+                near = np.abs(hashes.colours[a].astype(np.int16) - hashes.colours[b]).max(-1, initial=0) <= SHADE
+                yield from zip(a[near].tolist(), b[near].tolist())
+                lag += 1
+            advance()
