@@ -15,6 +15,9 @@ from vlm_jax.plan.topologies import Topology
 from vlm_jax.tasks.base import is_contrastive
 
 MOST = 6  # variations that are compiled, a pair at a time
+# Rows of a device that a microbatch begins with. What a compiler says is needed beyond the memory that there is, is
+# after it has computed again what it could: far too low to tell how many microbatches it takes.
+ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +70,14 @@ def _candidates(
     needed = first.needed or 8 * limit
     excess = (needed - state) / max(1.0, 0.9 * limit - (state / (fsdp or 1)))
     now = subject.remat_of(experiment)
-    stronger = [policy for policy in REMAT if policy != now and policy != "none"]
+    stronger = [policy for policy in policies(experiment) if policy != now]
     if fsdp:
         yield Change(fsdp=fsdp)
     if excess < 8:
         for policy in stronger:
             yield Change(remat=policy, fsdp=fsdp)
-    parts = experiment.microbatches * 2 ** max(1, math.ceil(math.log2(max(1.0, excess))))
+    rows = experiment.batch_size // topology.size / experiment.microbatches
+    parts = experiment.microbatches * 2 ** max(1, math.ceil(math.log2(max(1.0, excess, rows / ROWS))))
     for policy in (None, *stronger):
         while allowed(experiment, topology, parts):
             change = Change(remat=policy, microbatches=parts, fsdp=fsdp)
@@ -82,6 +86,12 @@ def _candidates(
             if more and more > 2 * limit and policy is None:
                 break  # a policy that keeps less saves compiles
             parts *= 2
+
+
+def policies(experiment: Experiment) -> list[str]:
+    """Those that keep less; the kernels that bf16 runs with keep no weights of attention anyway."""
+    half = all(tower.dtype == "bfloat16" for tower in subject.towers(experiment.task))
+    return [policy for policy in REMAT if policy != "none" and not (half and policy == "attention")]
 
 
 def allowed(experiment: Experiment, topology: Topology, parts: int) -> bool:
