@@ -57,12 +57,13 @@ class Reader:
         """
         example = None if self.cache is None else self.cache.get(index)
         if example is None:
-            example = self._decode(self.record(index), index)
+            example = self.example(self.record(index), index)
             if self.cache is not None:
                 self.cache[index] = example
         return example
 
-    def _decode(self, record: dict, index: int) -> Example:
+    def example(self, record: dict, index: int) -> Example:
+        """What a record holds, decoded. Raises: UnreadableRecord."""
         try:
             image = self.decode(record["image"])
             label = -1 if record.get("label") is None else int(record["label"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.data.tools.images import Records, encoded, pairs, picture
-from vlm_jax.data.tools import measure
+from vlm_jax.data.tools import chunks, measure
 from vlm_jax.data.tools.measure import Measurements, default_output
 from vlm_jax.errors import UserError
 
@@ -31,7 +31,7 @@ def test_what_is_measured(tmp_path):
 
 
 def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
     source = pairs([f"caption {k}" for k in range(10)])
     measured, calls = measure.measured, []
 

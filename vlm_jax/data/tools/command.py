@@ -15,6 +15,7 @@ PROGRAM = "python -m vlm_jax.data"
 TOOLS = {
     "inspect": ("statistics, a contact sheet, and the records that are unreadable", "inspection"),
     "curate": ("choose records by rules, and tell what each removed", "curation"),
+    "score": ("how well image and caption fit, by the model of a workdir", "scoring"),
     "index": ("build the indexes of a source, so that it opens at once", "indexing"),
     "convert": ("write a source as tar, array_record, parquet or folder", "conversion"),
     "bench": ("images per second and core, waits and memory, for workers and threads", "bench"),

@@ -16,14 +16,12 @@ import numpy as np
 
 from vlm_jax.data.errors import UnreadableImage, UnreadableRecord
 from vlm_jax.data.image import decode
-from vlm_jax.data.progress import progress
 from vlm_jax.data.reader import Reader
-from vlm_jax.data.tools.files import make_folder, write_json, write_whole
+from vlm_jax.data.tools.chunks import Chunks
 from vlm_jax.data.tools.hashing import perceptual_hash
 from vlm_jax.errors import UserError
 
 VERSION = 1  # raise it whenever the same record gives another measurement
-CHUNK = 1000  # records of a file; what an interruption can cost
 DECODED_SIDE = 64  # pixels of the short side that a JPEG is decoded to, at least
 
 
@@ -63,45 +61,30 @@ class Measurements:
         """Raises: UserError where the folder holds measurements of another source."""
         if limit is not None and limit < 1:
             raise UserError(f"--limit={limit}: wanted is at least 1.")
-        self.source, self.threads = source, threads or os.cpu_count() or 1
+        self._source, self._threads = source, threads or os.cpu_count() or 1
         length = len(source)
         count = min(limit or length, length)
         self.records = np.arange(count) * length // count
         name = "measured" if count == length else f"measured_{count}"
-        self.folder = make_folder(folder / name)
-        _claim(self.folder / "source.json", source, count)
+        self._chunks = Chunks(folder / name, source, count, {"version": VERSION})
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def measure(self) -> None:
-        """Measures what is missing, with a bar for how far it is."""
-        chunks = range(0, len(self), CHUNK)
-        missing = [first for first in chunks if not self._path(first).exists()]
-        if not missing:
-            return
-        read = Reader(self.source, decode, needs_text=False)
-        with progress("measuring", len(missing)) as advance, ThreadPoolExecutor(self.threads) as pool:
-            for first in missing:
-                numbers = self.records[first : first + CHUNK].tolist()
-                rows = pool.map(lambda number: _line(measured(read, number)), numbers)
-                try:
-                    write_whole(self._path(first), "".join(rows))
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-                advance()
-
     def __iter__(self) -> Iterator[Measured]:
         """All of them, in order of the source; from the files, a chunk at a time in memory."""
-        self.measure()
-        for first in range(0, len(self), CHUNK):
-            for line in self._path(first).read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                yield Measured(**{**row, "texts": tuple(row.get("texts", ()))})
-
-    def _path(self, first: int) -> Path:
-        return self.folder / f"{first // CHUNK:06}.jsonl"
+        read = Reader(self._source, decode)
+        pool = ThreadPoolExecutor(self._threads)
+        try:
+            self._chunks.make(
+                "measuring",
+                lambda part: list(pool.map(lambda index: _line(measured(read, index)), self.records[part].tolist())),
+            )
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for line in self._chunks:
+            row = json.loads(line)
+            yield Measured(**{**row, "texts": tuple(row.get("texts", ()))})
 
 
 def measured(read: Reader, index: int) -> Measured:
@@ -144,26 +127,6 @@ def _line(row: Measured) -> str:
     """Fields that say something, as ASCII: captions hold line breaks of other scripts and halves of surrogate pairs."""
     said = {name: value for name, value in dataclasses.asdict(row).items() if value not in ("", 0, ())}
     return json.dumps({**said, "index": row.index, "key": row.key, "label": row.label}) + "\n"
-
-
-def _claim(path: Path, source: Any, count: int) -> None:
-    """Says whose measurements a folder holds, or checks that they are these."""
-    now = {
-        "version": VERSION,
-        "source": source.name,
-        "fingerprint": source.fingerprint,
-        "length": len(source),
-        "records": count,
-    }
-    if not path.exists():
-        write_json(path, now)
-        return
-    before = json.loads(path.read_text())
-    if before != now:
-        changed = [
-            f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]
-        ]
-        raise UserError(f"{path.parent} holds other measurements ({'; '.join(changed)}): take another --output.")
 
 
 def default_output(source: Any) -> str:

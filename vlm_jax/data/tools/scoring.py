@@ -1,0 +1,78 @@
+"""`score`: how well image and caption of each record fit, by the model of a workdir; `curate --scores` ranks by it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.data.errors import UnreadableRecord
+from vlm_jax.data.reader import Reader
+from vlm_jax.data.tools.chunks import Chunks
+from vlm_jax.data.tools.files import write_whole
+from vlm_jax.data.tools.measure import default_output
+from vlm_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the cosine of each record's image and its best caption, by the last good checkpoint of a run, as lines "
+        'of {"key", "score"}. Interrupted, the same command goes on.'
+    )
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="of the run whose model is asked")
+    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="default: params")
+    parser.add_argument("--output", metavar="DIR", help="default: reports/NAME of the source, as for `inspect`")
+    parser.add_argument("--batch_size", type=int, metavar="N", default=256)
+    parser.add_argument("--threads", type=int, metavar="N", default=0, help="that decode; default: one for each core")
+
+
+def check(flags: argparse.Namespace) -> None:
+    """Raises: UserError, before the source is opened."""
+    if flags.batch_size < 1 or flags.threads < 0:
+        raise UserError("wanted are --batch_size of at least 1 and --threads of at least 0.")
+    if not (Path(flags.workdir) / "config.json").is_file():
+        raise UserError(f"--workdir={flags.workdir} is no workdir: it has no config.json.")
+
+
+def run(source: Any, flags: argparse.Namespace) -> Iterator[str]:
+    """Scores, writes, and says how the scores are spread."""
+    from vlm_jax.score import Scorer  # the one tool that needs jax
+
+    scorer = Scorer(flags.workdir, flags.weights, flags.batch_size)
+    folder = Path(flags.output or default_output(source))
+    about = {"workdir": str(Path(flags.workdir).absolute()), "weights": flags.weights, "step": scorer.step}
+    chunks = Chunks(folder / "scored", source, len(source), about)
+    with ThreadPoolExecutor(flags.threads or os.cpu_count() or 1) as pool:
+        read = Reader(source, scorer.image, needs_text=True)
+        chunks.make("scoring", lambda part: score_lines(scorer, read, pool, part))
+    lines = list(chunks)
+    write_whole(folder / "scores.jsonl", "".join(f"{line}\n" for line in lines))
+    values = [json.loads(line)["score"] for line in lines]
+    yield f"{folder}/scores.jsonl: {len(lines):,} of {len(source):,} records, by step {scorer.step} of {flags.workdir}"
+    if values:
+        marks = zip(("min", "p5", "median", "p95", "max"), np.percentile(values, (0, 5, 50, 95, 100)))
+        yield "score  " + "  ".join(f"{name} {value:.3f}" for name, value in marks)
+
+
+def score_lines(scorer: Callable, read: Reader, pool: ThreadPoolExecutor, part: slice) -> list[str]:
+    """Lines on the records of `part` that can be read."""
+
+    def load(index: int):
+        try:
+            record = read.record(index)
+            example = read.example(record, index)
+        except UnreadableRecord:
+            return None
+        return str(record.get("key", index)), example
+
+    found = [item for item in pool.map(load, range(part.start, part.stop)) if item is not None]
+    if not found:
+        return []
+    scores = scorer(np.stack([example.image for _, example in found]), [example.texts for _, example in found])
+    return [json.dumps({"key": key, "score": round(float(score), 6)}) + "\n" for (key, _), score in zip(found, scores)]
