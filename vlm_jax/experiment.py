@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vlm_jax import config as configs
 from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.packing import Packing
 from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
@@ -37,6 +38,8 @@ class Experiment:
       data: what it is trained on.
       image, text: preprocessing, shared by training and evaluation; they reach `data` and `evals` as `late` values.
         A task without text needs none.
+      packing: several images a row, shared by `data` and `task` as a `late` value. `batch_size` then counts rows, and
+        durations count the examples that were packed into them.
       optimizer: and its schedule.
       evals: evaluators by the name their metrics get, `eval/NAME/METRIC`.
       tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
@@ -63,6 +66,7 @@ class Experiment:
     optimizer: Optimizer
     batch_size: int
     text: Text | None = None
+    packing: Packing | None = None
     tokenizer: str | None = "bytes"
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -100,6 +104,15 @@ class Experiment:
             )
         if self.overfit_batches is not None and self.overfit_batches < 1:
             raise UserError(f"config.overfit_batches={self.overfit_batches} must be at least 1, or None.")
+        packing = self.data.packing
+        if packing != getattr(self.task, "packing", None):
+            raise UserError(
+                "one of config.data.packing and config.task.packing is not the other; late('packing') is both."
+            )
+        if packing is not None and self.batch_size % packing.rows:
+            raise UserError(
+                f"config.batch_size={self.batch_size} is not a multiple of config.packing.rows={packing.rows}."
+            )
         _ = self.clock  # two units of the total, or none, is an error now
         for name in ("log", "checkpoint", "evaluate"):
             self.clock.steps(self, name)
@@ -120,7 +133,7 @@ class Experiment:
             return
         if self.text is None:
             raise UserError("config.text: the task reads text; bind data.text.Text there.")
-        length = spec["text"].shape[1]
+        length = spec["text"].shape[1] if self.data.packing is None else self.task.model.text.length
         if length != self.text.length:
             raise UserError(
                 f"config.text.length={self.text.length}, the model takes {length} tokens; set both to one value."
@@ -132,13 +145,18 @@ class Experiment:
             )
 
     @property
+    def examples(self) -> int:
+        """Examples of a step: of a packed one, all that its windows hold."""
+        return self.data.first_example(self.batch_size)
+
+    @property
     def clock(self) -> Clock:
         """What `_examples`, `_epochs` and `_percent` are worth in steps."""
-        epoch = self.overfit_batches * self.batch_size if self.overfit_batches else len(self.data.source)
-        total = Clock(self.batch_size, epoch).steps(self, "total")
+        epoch = self.overfit_batches * self.examples if self.overfit_batches else len(self.data.source)
+        total = Clock(self.examples, epoch).steps(self, "total")
         if total is None:
             raise UserError("config: how long? Give total_steps, total_examples or total_epochs.")
-        return Clock(self.batch_size, epoch, total)
+        return Clock(self.examples, epoch, total)
 
 
 def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
@@ -164,6 +182,8 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
 def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experiment:
     source = configs.build(config.data.source)
     late = {"image": configs.build(config.image), "class_names": tuple(source.class_names)}
+    if config.get("packing") is not None:
+        late["packing"] = configs.build(config.packing)
     if config.get("text") is not None:
         text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
         late |= {"text": text, "tokenizer": text.tokenizer, "vocab_size": text.vocab_size}

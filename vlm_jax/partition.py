@@ -30,7 +30,7 @@ LOGICAL_AXES = (
     (r"(.*/)?fc2/kernel", ("mlp", "embed")),
     (r"(.*/)?embed/token", ("vocab", "embed")),
     (r"(.*/)?embed/patch/kernel", (None, None, None, "embed")),
-    (r"(.*/)?embed/posemb", (None, "embed")),
+    (r"(.*/)?embed/posemb(_row|_col)?", (None, "embed")),
     (r"(.*/)?head/kernel", ("embed", None)),
 )
 

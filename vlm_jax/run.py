@@ -94,7 +94,7 @@ class Run:
         if data:
             _see_alike(workdir / "config.json", configs.to_json(config).encode(), link)
         chrono = Chrono(
-            batch_size=experiment.batch_size,
+            batch_size=experiment.examples,
             total=experiment.clock.total,
             step=step,
             flops=program.model_flops(plan),
@@ -182,7 +182,7 @@ class Run:
         values = {name: float(value) for name, value in window[-1].items()}
         values["skipped"] = sum(float(metrics["skipped"]) for metrics in window)
         data = self.batches.state(self.link.gather)
-        values["examples_seen"] = float(data["next_index"])
+        values["examples_seen"] = float(self.experiment.data.first_example(data["next_index"]))
         values["unreadable"] = float(data["unreadable"])
         values.update(self.batches.metrics())
         values.update(self.chrono.read(step, self.batches.wait_seconds()))

@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vlm_jax.errors import UserError
-from vlm_jax.nn.positions import resample, sincos2d
+from vlm_jax.nn.positions import resample, resample_at, sincos2d, sincos2d_at, within_segments
 
 
 def test_sincos_separates_rows_from_columns():
@@ -39,3 +40,23 @@ def test_from_a_grid_that_is_not_square():
     np.testing.assert_array_equal(resample(posemb, (2, 3), old_grid=(2, 3)), posemb)
     with pytest.raises(UserError, match="6 learned positions do not form a grid of 2 x 2"):
         resample(posemb, (3, 3))
+
+
+GRIDS = [(3, 5), (4, 4), (9, 2), (1, 1)]
+
+
+def every_position(grid):
+    return np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=1)[None]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_positions_one_by_one_are_those_of_the_whole_grid(grid):
+    posemb = jax.random.normal(jax.random.key(0), (16, 8))
+    at = every_position(grid)
+    np.testing.assert_allclose(resample_at(posemb, at, np.full(at.shape, grid))[0], resample(posemb, grid), atol=1e-5)
+    np.testing.assert_allclose(sincos2d_at(at, 8)[0], sincos2d(*grid, 8), atol=1e-6)
+
+
+def test_places_in_segments():
+    ids = jnp.array([[1, 1, 2, 2, 2, 3, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(within_segments(ids), [[0, 1, 0, 1, 2, 0, 0, 0], [0] * 8])

@@ -14,6 +14,7 @@ from vlm_jax.nn import pool
 from vlm_jax.nn.embed import TextEmbed
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.positions import within_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,3 +84,31 @@ class TextTransformer(Tower):
 
         tokens = self._parts["embed"](params["embed"], x)
         return self._encode(params, tokens, pooled, real if self.mask_padding else None, taps=taps)
+
+    def validate_packed(self) -> None:
+        """Raises UserError where texts that are packed would not get what they get alone, in a padded row."""
+        if self.pool == "last":
+            raise UserError("packed texts have no last token of a padded row: give the text tower pool='eos' or 'map'.")
+        if not (self.mask_padding or (self.causal and self.pool != "map")):
+            raise UserError("packed texts see no padding: give the text tower mask_padding=True.")
+
+    def apply_packed(
+        self,
+        params: Params,
+        text: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"],
+        count: int,
+    ) -> Float[Array, "batch count dim"]:
+        """One vector for each text of packed rows, what `apply` gives for it alone; any for those that are not there.
+
+        Args:
+          text: token ids without padding between texts.
+          segment_ids: 1, ..., `count` for the texts of a row, contiguous; 0 for padding.
+
+        Raises:
+          UserError: see `validate_packed`.
+        """
+        self.validate_packed()
+        x = self._parts["embed"](params["embed"], text, within_segments(segment_ids), method="packed")
+        pooled = pool.segment_means if self.pool == "mean" else pool.segment_ends
+        return self._encode_packed(params, x, lambda x: pooled(x, segment_ids, count), segment_ids, count)

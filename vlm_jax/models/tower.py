@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.errors import UserError, closest
 from vlm_jax.nn.functional import Functional, Params
@@ -185,3 +185,20 @@ class Tower:
         if self.out_dim is not None:
             x = self._parts["head"](params["head"], x)
         return x, {"taps": {tap: (outputs | blocks)[tap] for tap in taps}}
+
+    def _encode_packed(
+        self,
+        params: Params,
+        x: Float[Array, "batch time dim"],
+        pool: Callable[[Float[Array, "batch time dim"]], Float[Array, "batch count dim"]],
+        segment_ids: Int[Array, "batch time"],
+        count: int,
+    ) -> Float[Array, "batch count dim"]:
+        """From embedded tokens of packed sequences to the outputs of segments 1, ..., `count` of each."""
+        stream, _ = self._blocks.stream(params["blocks"], x, segment_ids)
+        _, x = self._parts["ln_post"](params["ln_post"], *stream, method="add")
+        if self.pool == "map":
+            x = self._parts["pool"](params["pool"], x, segment_ids, count, method="segments")
+        else:
+            x = pool(x)
+        return x if self.out_dim is None else self._parts["head"](params["head"], x)

@@ -112,6 +112,34 @@ class TwoTower:
         out, aux = self.text.apply(variables["params"]["text"], text, train=train, key=key, taps=taps)
         return shard.constrain(unit_norm(out), "batch", None), aux
 
+    def encode_packed_images(
+        self,
+        variables: Variables,
+        patches: UInt8[Array, "batch time patch"] | Float[Array, "batch time patch"],
+        positions: Int[Array, "batch time 2"],
+        grids: Int[Array, "batch count 2"],
+        segment_ids: Int[Array, "batch time"],
+    ) -> Float[Array, "batch count dim"]:
+        """Unit-norm f32 embeddings of packed images, see `ViT.apply_packed`; uint8 patches are normalised here."""
+        patches = shard.constrain(patches, "batch", None, None)
+        if patches.dtype == jnp.uint8:
+            pixels = patches.reshape(*patches.shape[:2], -1, 3)
+            patches = normalize(pixels, self.image_mean, self.image_std).reshape(patches.shape)
+        out = self.image.apply_packed(variables["params"]["image"], patches, positions, grids, segment_ids)
+        return shard.constrain(unit_norm(out), "batch", None, None)
+
+    def encode_packed_texts(
+        self,
+        variables: Variables,
+        text: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"],
+        count: int,
+    ) -> Float[Array, "batch count dim"]:
+        """Unit-norm f32 embeddings of packed texts, see `TextTransformer.apply_packed`."""
+        text = shard.constrain(text, "batch", None)
+        out = self.text.apply_packed(variables["params"]["text"], text, segment_ids, count)
+        return shard.constrain(unit_norm(out), "batch", None, None)
+
     def scale(self, variables: Variables) -> Float[Array, ""]:
         """What similarities are multiplied by: exp(t')."""
         return jnp.exp(variables["params"]["logit_scale"])
@@ -128,14 +156,14 @@ class TwoTower:
 
 
 def normalize(
-    image: UInt8[Array, "batch height width 3"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "batch height width 3"]:
+    image: UInt8[Array, "*batch 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch 3"]:
     """`(image / 255 - mean) / std` in f32."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return (image.astype(jnp.float32) / 255 - mean) / std
 
 
-def unit_norm(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+def unit_norm(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
     """`x / |x|` in f32; a vector shorter than 1e-6 keeps a finite value and gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))

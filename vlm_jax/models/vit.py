@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.tower import Tower, check
@@ -26,7 +26,7 @@ class ViT(Tower):
     Attributes (besides those of `Tower`):
       patch_size, image_size: in pixels; `image_size` is the trained one, for which positions are stored.
       stem_channels: widths of stride-2 convolutions before the patch embedding; () for plain patches.
-      posemb: "learn" or "sincos2d".
+      posemb: "learn", "sincos2d", or "factorised" into rows and columns (NaViT).
       pool: "cls" (a token of its own), "gap" (mean over patches) or "map" (attention with a learned probe).
       pre_norm: a LayerNorm, `ln_pre`, before the first block, as CLIP has it.
       patch_dropout: fraction of patches left out of each image in training (FLIP, Li et al. 2023).
@@ -43,7 +43,7 @@ class ViT(Tower):
     def validate(self) -> None:
         """Raises UserError where fields do not fit each other."""
         super().validate()
-        check("posemb", self.posemb, ("learn", "sincos2d"))
+        check("posemb", self.posemb, ("learn", "sincos2d", "factorised"))
         check("pool", self.pool, ("cls", "gap", "map"))
         for field in ("patch_size", "image_size"):
             if getattr(self, field) < 1:
@@ -105,6 +105,43 @@ class ViT(Tower):
         if self.pre_norm:
             x = self._parts["ln_pre"](params["ln_pre"], x)
         return self._encode(params, x, (lambda x: x[:, 0]) if cls else pool.mean, taps=taps)
+
+    def validate_packed(self) -> None:
+        """Raises UserError where the model cannot take packed patches."""
+        if self.pool == "cls":
+            raise UserError("packed images have no CLS token: give the image tower pool='map' or 'gap'.")
+        if self.stem_channels:
+            raise UserError("packed images are patches, which stem_channels cannot go over: set it to ().")
+        if self.patch_dropout:
+            raise UserError(
+                "patches of packed images are dropped as they are packed: set Packing.drop, patch_dropout=0."
+            )
+
+    def apply_packed(
+        self,
+        params: Params,
+        patches: Float[Array, "batch time patch"],
+        positions: Int[Array, "batch time 2"],
+        grids: Int[Array, "batch count 2"],
+        segment_ids: Int[Array, "batch time"],
+    ) -> Float[Array, "batch count dim"]:
+        """One vector for each image of packed rows, what `apply` gives for the image alone; any for those not there.
+
+        Args:
+          patches: flattened as `nn.embed.patchify` does, normalised.
+          positions: row and column of each patch in its image's grid.
+          grids: rows and columns of each image in patches.
+          segment_ids: 1, ..., count for the images of a row, 0 for padding.
+
+        Raises:
+          UserError: see `validate_packed`.
+        """
+        self.validate_packed()
+        x = self._parts["embed"](params["embed"], patches, positions, grids, segment_ids, method="packed")
+        if self.pre_norm:
+            x = self._parts["ln_pre"](params["ln_pre"], x)
+        count = grids.shape[1]
+        return self._encode_packed(params, x, lambda x: pool.segment_means(x, segment_ids, count), segment_ids, count)
 
 
 def drop_patches(

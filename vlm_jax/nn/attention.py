@@ -7,11 +7,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.nn import kernels, shard
 from vlm_jax.nn.initializers import Initializers
 from vlm_jax.nn.layers import linear
+
+# True where a query (axis 1) may see a key (axis 2); or the segment of each token of packed sequences.
+Mask = Bool[Array, "batch #time time"] | Int[Array, "batch time"]
 
 
 def attend(
@@ -39,6 +42,20 @@ def attend(
     return out.reshape(batch, time, -1)
 
 
+def attend_within(
+    qkv: Float[Array, "batch time three_dim"],
+    segment_ids: Int[Array, "batch time"],
+    *,
+    num_heads: int,
+    causal: bool = False,
+) -> Float[Array, "batch time dim"]:
+    """As `attend`, of packed sequences: a token sees those of its own segment; 0 is padding, which gives zero.
+
+    It is `vlm_jax.nn.kernels.attention` in any dtype, so that no [time, time] mask is kept or passed on.
+    """
+    return kernels.attention(qkv, segment_ids=segment_ids, num_heads=num_heads, causal=causal)
+
+
 class SelfAttention(nnx.Module):
     """Self-attention with an output projection.
 
@@ -62,14 +79,15 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, width, axes=("heads", "embed"), init=init.out, **options)
         self.num_heads, self.causal, self.remat = num_heads, causal, remat
 
-    def __call__(
-        self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch #time time"] | None = None
-    ) -> Float[Array, "batch time dim"]:
+    def __call__(self, x: Float[Array, "batch time dim"], mask: Mask | None = None) -> Float[Array, "batch time dim"]:
         num_heads = shard.part(self.num_heads, "heads", "attention heads")
         core = functools.partial(attend, num_heads=num_heads, causal=self.causal)
         if self.remat and self.out.dtype != jnp.bfloat16:
             core = jax.checkpoint(core)
         fused, seen = ("batch", None, "heads"), ("batch", None, None)
+        if mask is not None and mask.ndim == 2:
+            within = functools.partial(attend_within, num_heads=num_heads, causal=self.causal)
+            return self.out(shard.per_shard(within, [fused, ("batch", None)], fused)(self.qkv(x), mask))
         if mask is None:
             out = shard.per_shard(lambda qkv: core(qkv, None), [fused], fused)(self.qkv(x))
         else:

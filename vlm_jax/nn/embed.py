@@ -14,7 +14,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.nn import shard
 from vlm_jax.nn.initializers import Initializers
 from vlm_jax.nn.layers import project, repeat
-from vlm_jax.nn.positions import resample, sincos2d
+from vlm_jax.nn.positions import resample, resample_at, sincos2d, sincos2d_at
 
 
 def patchify(image: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows cols patch"]:
@@ -37,8 +37,12 @@ class PatchProjection(nnx.Module):
         self.size, self.dtype = size, dtype
 
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows cols dim"]:
+        return self.packed(patchify(image.astype(self.dtype), self.size))
+
+    def packed(self, patches: Float[Array, "*batch patch"]) -> Float[Array, "*batch dim"]:
+        """The embedding of patches as `patchify` makes them."""
         kernel = self.kernel[...]
-        patches = patchify(image.astype(self.dtype), self.size)
+        patches = patches.astype(self.dtype)
         bias = None if self.bias is None else self.bias[...]
         return project(patches, kernel.reshape(-1, kernel.shape[-1]), bias, (None, "embed"))
 
@@ -73,7 +77,8 @@ class ImageEmbed(nnx.Module):
     """Patches (after the optional stem) plus positions, with a CLS token in front where one is pooled.
 
     Learned positions are those of the trained `grid`; an image with another grid gets them resampled. They include one
-    for CLS (as CLIP and the original ViT have it), which sine-cosine positions leave at zero.
+    for CLS (as CLIP and the original ViT have it), which other positions leave at zero. Factorised ones are the sum of
+    one for the row and one for the column (NaViT: Dehghani et al. 2023, section 2.1), as many of each as `grid`.
     """
 
     def __init__(
@@ -98,6 +103,9 @@ class ImageEmbed(nnx.Module):
         self.cls = nnx.Param(init.cls(rngs.params(), (width,))) if cls_token else None
         learned = posemb == "learn"
         self.posemb = nnx.Param(init.image_posemb(rngs.params(), (cls_token + grid * grid, width))) if learned else None
+        factorised = posemb == "factorised"
+        self.posemb_row = nnx.Param(init.image_posemb(rngs.params(), (grid, width))) if factorised else None
+        self.posemb_col = nnx.Param(init.image_posemb(rngs.params(), (grid, width))) if factorised else None
         self.patch_size, self.width, self.dtype = patch_size, width, dtype
 
     def __call__(self, image: Float[Array, "batch height width 3"]) -> Float[Array, "batch time dim"]:
@@ -116,7 +124,31 @@ class ImageEmbed(nnx.Module):
     def _positions(self, grid: tuple[int, int], prefix: int) -> Float[Array, "time dim"]:
         if self.posemb is not None:
             return resample(self.posemb[...], grid, prefix=prefix)
+        if self.posemb_row is not None:
+            if max(grid) > (most := self.posemb_row.shape[0]):
+                raise UserError(f"an image of {grid[0]} x {grid[1]} patches, factorised positions are for {most}.")
+            rows, cols = self.posemb_row[: grid[0], None], self.posemb_col[None, : grid[1]]
+            return jnp.pad((rows + cols).reshape(-1, self.width), ((prefix, 0), (0, 0)))
         return jnp.pad(sincos2d(*grid, self.width), ((prefix, 0), (0, 0)))
+
+    def packed(
+        self,
+        patches: Float[Array, "batch time patch"],
+        positions: Int[Array, "batch time 2"],
+        grids: Int[Array, "batch count 2"],
+        segment_ids: Int[Array, "batch time"],
+    ) -> Float[Array, "batch time dim"]:
+        """The same for packed sequences of patches; a position beyond factorised tables gives NaN."""
+        x = self.patch.packed(patches)
+        if self.posemb is not None:
+            own = jnp.take_along_axis(grids, jnp.maximum(segment_ids - 1, 0)[..., None], axis=1)
+            posemb = resample_at(self.posemb[...], positions, jnp.maximum(own, 1))
+        elif self.posemb_row is not None:
+            posemb = take_rows(self.posemb_row[...], positions[..., 0], self.dtype)
+            posemb += take_rows(self.posemb_col[...], positions[..., 1], self.dtype)
+        else:
+            posemb = sincos2d_at(positions, self.width)
+        return shard.constrain(x + posemb.astype(self.dtype), "batch", None, "embed")
 
 
 def take_rows(
@@ -165,4 +197,11 @@ class TextEmbed(nnx.Module):
         if text.shape[1] > length:
             raise UserError(f"texts of {text.shape[1]} tokens are longer than the model's length={length}.")
         x = take_rows(self.token[...], text, self.dtype) + shard.constrain(self.posemb[: text.shape[1]], None, "embed")
+        return shard.constrain(x.astype(self.dtype), "batch", None, "embed")
+
+    def packed(
+        self, text: Int[Array, "batch time"], positions: Int[Array, "batch time"]
+    ) -> Float[Array, "batch time dim"]:
+        """The same for packed texts; a position beyond the model's length gives NaN."""
+        x = take_rows(self.token[...], text, self.dtype) + take_rows(self.posemb[...], positions, self.dtype)
         return shard.constrain(x.astype(self.dtype), "batch", None, "embed")

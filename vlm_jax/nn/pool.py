@@ -45,6 +45,28 @@ def mean(x: Float[Array, "batch time dim"], mask: Bool[Array, "batch time"] | No
     return jnp.einsum("btd,bt->bd", x, weight.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
 
 
+def members(segment_ids: Int[Array, "batch time"], count: int) -> Bool[Array, "batch count time"]:
+    """True where a token belongs to segment 1, ..., `count`."""
+    return segment_ids[:, None] == jnp.arange(1, count + 1)[:, None]
+
+
+def segment_means(
+    x: Float[Array, "batch time dim"], segment_ids: Int[Array, "batch time"], count: int
+) -> Float[Array, "batch count dim"]:
+    """`mean` of each segment 1, ..., `count` of packed sequences; zero for one that is not there."""
+    belongs = members(segment_ids, count)
+    weight = (belongs / jnp.maximum(belongs.sum(axis=2, keepdims=True), 1)).astype(x.dtype)
+    return jnp.einsum("btd,bnt->bnd", x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def segment_ends(
+    x: Float[Array, "batch time dim"], segment_ids: Int[Array, "batch time"], count: int
+) -> Float[Array, "batch count dim"]:
+    """The last token of each segment 1, ..., `count` of packed sequences; of one that is not there, the row's first."""
+    last = jnp.max(jnp.where(members(segment_ids, count), jnp.arange(x.shape[1]), 0), axis=2)
+    return jnp.take_along_axis(x, last[:, :, None], axis=1)
+
+
 class MapHead(nnx.Module):
     """Multi-head attention pooling: a learned probe attends to the tokens, then a residual MLP.
 
@@ -85,6 +107,20 @@ class MapHead(nnx.Module):
         x = self.out(shard.per_shard(core, axes, ("batch", "heads"))(*arguments))
         return x + self.mlp(self.ln(x))
 
+    def segments(
+        self, x: Float[Array, "batch time dim"], segment_ids: Int[Array, "batch time"], count: int
+    ) -> Float[Array, "batch count dim"]:
+        """One vector for each segment 1, ..., `count` of packed sequences; one that is not there gives any vector."""
+        num_heads = shard.part(self.num_heads, "heads", "heads of the attention pooling")
+        query = self.q(self.probe[...].astype(self.dtype)[None])
+        kernel = to_use(self.kv.kernel[...], self.kv.axes, self.kv.groups)
+        bias = to_use(self.kv.bias[...][None], (None, self.kv.axes[1]), self.kv.groups)
+        axes = [("batch", None, None), *[(None, "heads")] * 3, ("batch", None)]
+        core = functools.partial(_attend_once_each, num_heads=num_heads, count=count)
+        pooled = shard.per_shard(core, axes, ("batch", None, "heads"))(x, query, kernel, bias, segment_ids)
+        x = self.out(pooled)
+        return x + self.mlp(self.ln(x))
+
 
 def _attend_once(
     x: Float[Array, "batch time dim"],
@@ -113,3 +149,27 @@ def _attend_once(
     pooled = jnp.einsum("bht,btd->bhd", weights, x, **f32).astype(x.dtype)
     out = jnp.einsum("bhd,dhe->bhe", pooled, values, **f32)
     return out.reshape(batch, -1).astype(x.dtype) + jnp.split(bias, 2, axis=1)[1].astype(x.dtype)
+
+
+def _attend_once_each(
+    x: Float[Array, "batch time dim"],
+    query: Float[Array, "1 out"],
+    kernel: Float[Array, "dim two_out"],
+    bias: Float[Array, "1 two_out"],
+    segment_ids: Int[Array, "batch time"],
+    *,
+    num_heads: int,
+    count: int,
+) -> Float[Array, "batch count out"]:
+    """As `_attend_once`, within each segment of each row: the logits are one product, and softmaxes are by segment."""
+    batch, _, dim = x.shape
+    keys, values = jnp.unstack(kernel.astype(x.dtype).reshape(dim, 2, num_heads, -1), axis=1)
+    query = query.reshape(num_heads, -1) * query.dtype.type(keys.shape[-1] ** -0.5)
+    f32 = {"preferred_element_type": jnp.float32}
+    toward = jnp.einsum("dhe,he->dh", keys, query, **f32).astype(x.dtype)
+    logits = jnp.einsum("btd,dh->bht", x, toward, **f32)[:, :, None]
+    logits = jnp.where(members(segment_ids, count)[:, None], logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits).astype(x.dtype)
+    pooled = jnp.einsum("bhnt,btd->bhnd", weights, x, **f32).astype(x.dtype)
+    out = jnp.einsum("bhnd,dhe->bnhe", pooled, values, **f32)
+    return out.reshape(batch, count, -1).astype(x.dtype) + jnp.split(bias, 2, axis=1)[1].astype(x.dtype)

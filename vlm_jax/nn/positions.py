@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
 
@@ -56,3 +56,39 @@ def resample(
     old = posemb[prefix:].reshape(*old_grid, -1).astype(jnp.float32)
     new = jax.image.resize(old, (*grid, old.shape[-1]), method, antialias=True).reshape(grid[0] * grid[1], -1)
     return jnp.concatenate([posemb[:prefix], new.astype(posemb.dtype)])
+
+
+def within_segments(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """The place of each token in its segment, from 0, where segments are contiguous; 0 in padding."""
+    place = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+    begins = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
+    first = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+    return jnp.where(segment_ids == 0, 0, place - first)
+
+
+def sincos2d_at(
+    positions: Int[Array, "batch time 2"], dim: int, *, temperature: float = 10_000.0
+) -> Float[Array, "batch time dim"]:
+    """What `sincos2d` has at each (row, column)."""
+    frequency = temperature ** -(np.arange(dim // 4) / max(dim // 4 - 1, 1))
+    y, x = jnp.moveaxis(positions, -1, 0)[..., None] * jnp.asarray(frequency, jnp.float32)
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=-1)
+
+
+def resample_at(
+    posemb: Float[Array, "grid dim"], positions: Int[Array, "batch time 2"], grids: Int[Array, "batch time 2"]
+) -> Float[Array, "batch time dim"]:
+    """What `resample` (bilinear) has at each (row, column), for a grid that differs from token to token.
+
+    One product with the [side, side] positions instead of a table for each shape of image (NaFlex: Tschannen et al.
+    2025, arXiv:2502.14786, section 2.4.2).
+    """
+    side = round(posemb.shape[0] ** 0.5)
+    scale = side / grids.astype(jnp.float32)
+    centre = (positions + 0.5) * scale - 0.5
+    distance = jnp.abs(jnp.arange(side) - centre[..., None]) / jnp.maximum(scale, 1)[..., None]
+    weights = jnp.maximum(0, 1 - distance)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    rows, cols = jnp.moveaxis(weights, -2, 0)
+    both = (rows[..., :, None] * cols[..., None, :]).reshape(*positions.shape[:2], -1)
+    return jnp.einsum("btg,gd->btd", both, posemb.astype(jnp.float32), preferred_element_type=jnp.float32)

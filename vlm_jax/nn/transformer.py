@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vlm_jax import tree
 from vlm_jax.errors import UserError
-from vlm_jax.nn.attention import SelfAttention
+from vlm_jax.nn.attention import Mask, SelfAttention
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers, initializers
 from vlm_jax.nn.layers import layer_norm
@@ -53,7 +53,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch time dim"],
         pending: Float[Array, "batch time dim"] | None,
-        mask: Bool[Array, "batch #time time"] | None,
+        mask: Mask | None,
     ) -> tuple[Float[Array, "batch time dim"], Float[Array, "batch time dim"]]:
         x, h = self.ln1.add(x, pending)
         x, h = self.ln2.add(x, self.attn(h, mask))
@@ -107,7 +107,7 @@ class Transformer:
         self,
         params: Params,
         x: Float[Array, "batch time dim"],
-        mask: Bool[Array, "batch #time time"] | None = None,
+        mask: Mask | None = None,
         *,
         taps: Sequence[str] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[str, Float[Array, "batch time dim"]]]:
@@ -119,14 +119,14 @@ class Transformer:
         self,
         params: Params,
         x: Float[Array, "batch time dim"],
-        mask: Bool[Array, "batch #time time"] | None = None,
+        mask: Mask | None = None,
         *,
         taps: Sequence[str] = (),
     ) -> tuple[Stream, dict[str, Float[Array, "batch time dim"]]]:
         """The residual stream after the last block, as the two terms of a sum, and the outputs of those in `taps`.
 
-        `mask` is true where a query (axis 1) may see a key (axis 2). Scanned layers that are tapped keep the output of
-        every block, of which the named ones are picked.
+        `mask` is true where a query (axis 1) may see a key (axis 2), or the segments of packed sequences. Scanned
+        layers that are tapped keep the output of every block, of which the named ones are picked.
 
         Raises:
           UserError: `params` are those of another number of unrolled blocks.
