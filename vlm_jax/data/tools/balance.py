@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,11 @@ class Matches:
 
     @classmethod
     def of(cls, found: Iterable[Iterable[int]]) -> Matches:
-        lists = [sorted(numbers) for numbers in found]
-        lengths = np.array([len(numbers) for numbers in lists], np.int64)
-        flat = [number for numbers in lists for number in numbers]
-        return cls(np.array(flat, np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        entries, starts = array("q"), array("q", [0])
+        for numbers in found:
+            entries.extend(sorted(numbers))
+            starts.append(len(entries))
+        return cls(np.array(entries), np.array(starts))
 
     def take(self, which: Bool[np.ndarray, "n"]) -> Matches:
         """Those of some of the texts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ def look(
     same = None if same_caption is None else choice.begin("same_caption", same_caption)
     captions: Counter[int] = Counter()
     keys, draws = np.zeros(len(rows), np.uint64), np.zeros(len(rows))
-    hashes, hashed, found = bytearray(), [], []
+    hashes, hashed = bytearray(), array("q")
 
     def left_of(at: int, row: Measured) -> list[str] | None:
         """The captions that pass all rules, None where the record goes."""
@@ -175,15 +176,18 @@ def look(
             captions.update(own)
         return texts
 
-    for at, row in enumerate(rows):
-        keys[at] = key_number(row.key)
-        draws[at] = int(content_hash(seed, row.key), 16) / 2**64
-        texts = left_of(at, row)
-        found.append({entry for text in texts or () for entry in matcher(text)} if matcher else ())
-        if texts is not None and row.hash:
-            hashes += bytes.fromhex(row.hash)
-            hashed.append(at)
-    return Seen(keys, np.array(hashed, np.int64), Hashes.from_bytes(hashes), Matches.of(found), draws)
+    def entries_of_each() -> Iterator[set[int]]:
+        for at, row in enumerate(rows):
+            keys[at] = key_number(row.key)
+            draws[at] = int(content_hash(seed, row.key), 16) / 2**64
+            texts = left_of(at, row)
+            if texts is not None and row.hash:
+                hashes.extend(bytes.fromhex(row.hash))
+                hashed.append(at)
+            yield {entry for text in texts or () for entry in matcher(text)} if matcher else set()
+
+    matches = Matches.of(entries_of_each())
+    return Seen(keys, np.array(hashed, np.int64), Hashes.from_bytes(hashes), matches, draws)
 
 
 def compare(
@@ -226,12 +230,14 @@ def _best(scores: np.ndarray, left: Bool[np.ndarray, "n"], fraction: float) -> B
 def _write_removed(path: Path, rows: Measurements, choice: Choice) -> list[list[str]]:
     """Index, key and rule of each removed record; the first keys of each rule."""
     examples: list[list[str]] = [[] for _ in choice.report]
-    lines = []
-    for at, row in enumerate(rows):
-        number = int(choice.fell_to[at])
-        if number >= 0:
-            lines.append(f"{row.index}\t{row.key}\t{choice.report[number]['rule']}\n")
-            if len(examples[number]) < SHOWN:
-                examples[number].append(row.key)
-    write_whole(path, "".join(lines))
+
+    def lines() -> Iterator[str]:
+        for at, row in enumerate(rows):
+            number = int(choice.fell_to[at])
+            if number >= 0:
+                yield f"{row.index}\t{row.key}\t{choice.report[number]['rule']}\n"
+                if len(examples[number]) < SHOWN:
+                    examples[number].append(row.key)
+
+    write_whole(path, lines())
     return examples

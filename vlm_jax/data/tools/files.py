@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vlm_jax.errors import UserError
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes beside, then renames. Raises: UserError where the disk does not take it."""
+def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
+    """Writes beside, then renames; many strings one at a time. Raises: UserError where the disk does not take it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines([content] if isinstance(content, str) else content)
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error

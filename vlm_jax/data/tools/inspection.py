@@ -43,7 +43,7 @@ def run(source: Any, flags: argparse.Namespace) -> Iterator[str]:
     found = statistics(rows, source.class_names, flags.duplicate_bits)
     write_json(folder / "inspect.json", {"source": source.name, "fingerprint": source.fingerprint, **found})
     bad = (f"{row.index}\t{row.key}\t{row.unreadable}\n" for row in rows if row.unreadable)
-    write_whole(folder / "unreadable.tsv", "".join(bad))
+    write_whole(folder / "unreadable.tsv", bad)
     yield from table(found)
     yield f"{folder}: inspect.json, unreadable.tsv"
     if flags.images and found["records"] > found["unreadable"]:

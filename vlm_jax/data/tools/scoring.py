@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,10 +52,9 @@ def run(source: Any, flags: argparse.Namespace) -> Iterator[str]:
     with ThreadPoolExecutor(flags.threads or os.cpu_count() or 1) as pool:
         read = Reader(source, scorer.image, needs_text=True)
         chunks.make("scoring", lambda part: score_lines(scorer, read, pool, part))
-    lines = list(chunks)
-    write_whole(folder / "scores.jsonl", "".join(f"{line}\n" for line in lines))
-    values = [json.loads(line)["score"] for line in lines]
-    yield f"{folder}/scores.jsonl: {len(lines):,} of {len(source):,} records, by step {scorer.step} of {flags.workdir}"
+    write_whole(folder / "scores.jsonl", (f"{line}\n" for line in chunks))
+    values = array("d", (json.loads(line)["score"] for line in chunks))
+    yield f"{folder}/scores.jsonl: {len(values):,} of {len(source):,} records, by step {scorer.step} of {flags.workdir}"
     if values:
         marks = zip(("min", "p5", "median", "p95", "max"), np.percentile(values, (0, 5, 50, 95, 100)))
         yield "score  " + "  ".join(f"{name} {value:.3f}" for name, value in marks)

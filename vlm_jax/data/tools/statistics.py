@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,23 +25,26 @@ def caption_key(text: str) -> int:
 
 
 def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_bits: int) -> dict[str, Any]:
-    """What `inspect.json` holds. Captions are kept as hashes, images as 28 bytes: 200 bytes a record or so.
+    """What `inspect.json` holds. Captions are kept as numbers, images as hashes: 200 bytes a record or so.
 
     Args:
       duplicate_bits: images whose hashes differ in so many bits of 128, or fewer, count as duplicates.
     """
-    sizes, characters, words, captions_of = [], [], [], []
+    sizes, characters, words, captions_of = array("q"), array("q"), array("q"), array("q")
     hashes = bytearray()
     formats, scripts, labels = Counter(), Counter(), Counter()
     captions: Counter[int] = Counter()
     examples: dict[int, str] = {}
-    unreadable, records = [], 0
+    unreadable: list[tuple[str, str]] = []
+    records = damaged = 0
     for row in rows:
         records += 1
         if row.unreadable:
-            unreadable.append((row.key, row.unreadable))
+            damaged += 1
+            if damaged <= SHOWN:
+                unreadable.append((row.key, row.unreadable))
             continue
-        sizes.append((row.bytes, row.width, row.height))
+        sizes.extend((row.bytes, row.width, row.height))
         formats[row.format] += 1
         captions_of.append(len(row.texts))
         labels[row.label] += 1
@@ -58,8 +62,8 @@ def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_b
     common = [(examples[key][:200], count) for key, count in captions.most_common(SHOWN) if count > 1]
     result = {
         "records": records,
-        "unreadable": len(unreadable),
-        "unreadable_first": unreadable[:SHOWN],
+        "unreadable": damaged,
+        "unreadable_first": unreadable,
         "formats": dict(formats.most_common()),
         "image_bytes": _quantiles(size),
         "width": _quantiles(width),
@@ -69,7 +73,7 @@ def statistics(rows: Iterable[Measured], class_names: Sequence[str], duplicate_b
         "aspect_shares": {f"{low}-{high}": _share((width / height >= low) & (width / height < high))
                           for low, high in ASPECTS},
         "duplicate_images": int(repeated.sum()),
-        "images_without_structure": len(sizes) - len(repeated),
+        "images_without_structure": len(size) - len(repeated),
         "captions_of_a_record": _quantiles(captions_of),
         "caption_characters": _quantiles(characters),
         "caption_words": _quantiles(words),
