@@ -17,8 +17,10 @@ VARIANTS = {
 def get_config(variant: str = ""):
     image = dict(image_size=32, patch_size=8, posemb="factorised", width=96, depth=3, mlp_dim=384, num_heads=3)
     image |= dict(pool="map", out_dim=128, dtype="float32")
-    text = dict(length=24, vocab_size=late("vocab_size"), pad_id=late("pad_id"), pool="mean", mask_padding=True)
-    text |= dict(width=64, depth=2, mlp_dim=256, num_heads=2, out_dim=128, dtype="float32")
+    text = dict(length=24, vocab_size=late("vocab_size"), pad_id=late("pad_id"), eos_id=late("eos_id"))
+    text |= dict(
+        pool="mean", mask_padding=True, width=64, depth=2, mlp_dim=256, num_heads=2, out_dim=128, dtype="float32"
+    )
     shapes = dict(image_size=32, split="test", scenes="single")
 
     config = bind("experiment.Experiment")

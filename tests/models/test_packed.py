@@ -163,6 +163,7 @@ def test_uint8_patches_are_normalised_as_images_are(parameters):
         (dataclasses.replace(IMAGE, stem_channels=(4,)), "stem_channels"),
         (dataclasses.replace(IMAGE, patch_dropout=0.5), "Packing.drop"),
         (dataclasses.replace(TEXT, pool="last"), "no last token"),
+        (dataclasses.replace(TEXT, pool="map", eos_id=None), "keep their end token"),
         (dataclasses.replace(TEXT, mask_padding=False), "mask_padding=True"),
         (dataclasses.replace(TEXT, mask_padding=False, causal=True, pool="map"), "mask_padding=True"),
     ],

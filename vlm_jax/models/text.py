@@ -91,6 +91,8 @@ class TextTransformer(Tower):
             raise UserError("packed texts have no last token of a padded row: give the text tower pool='eos' or 'map'.")
         if not (self.mask_padding or (self.causal and self.pool != "map")):
             raise UserError("packed texts see no padding: give the text tower mask_padding=True.")
+        if self.eos_id is None:
+            raise UserError("packed texts keep their end token: give the text tower the tokenizer's eos_id.")
 
     def apply_packed(
         self,
