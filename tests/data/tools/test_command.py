@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -47,6 +48,15 @@ def test_every_tool_has_help(tool, capsys):
     with pytest.raises(SystemExit) as ended:
         main([tool, "--help"])
     assert ended.value.code == 0 and "--config" in capsys.readouterr().out
+
+
+def test_documents_are_no_pairs(tmp_path, capsys):
+    row = {"text_list": ["First a scene.", "Then more."], "image_info": []}
+    (tmp_path / "documents.jsonl").write_text(json.dumps(row))
+    options = ["--source.path=documents.jsonl", "--source.layout=mmc4", "--source.images=."]
+    assert main(["index", "data.sources.interleaved.Interleaved", *options]) == 0
+    assert main(["inspect", "data.sources.interleaved.Interleaved", *options]) == 2
+    assert "this tool takes images with captions" in capsys.readouterr().err
 
 
 def test_the_program_starts_without_jax():

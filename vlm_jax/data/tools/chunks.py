@@ -59,8 +59,11 @@ class Chunks:
 
     def __iter__(self) -> Iterator[str]:
         """All lines, in order, a chunk at a time in memory."""
-        for first in range(0, self._count, CHUNK):
-            yield from self._path(first).read_text(encoding="utf-8").splitlines()
+        firsts = range(0, self._count, CHUNK)
+        with progress("going through the results", len(firsts)) as advance:
+            for first in firsts:
+                yield from self._path(first).read_text(encoding="utf-8").splitlines()
+                advance()
 
     def _path(self, first: int) -> Path:
         return self.folder / f"{first // CHUNK:06}.jsonl"

@@ -21,6 +21,7 @@ TOOLS = {
     "bench": ("images per second and core, waits and memory, for workers and threads", "bench"),
     "tokenizer": ("train a sentencepiece model on a source's captions", "tokenizer"),
 }
+ANY_RECORDS = ("index", "tokenizer")  # tools that take documents too
 EPILOG = (
     "SOURCE is a path or URL (*.tar, *.parquet, *.array_record, *.jsonl, *.csv, a folder of them or of images), "
     "tfds:NAME/SPLIT, shapes, or the dotted name of a component; --source.FIELD=VALUE sets its options."
@@ -73,11 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a tool, and turns a user's mistake into one line and exit code 2."""
     try:
         flags, overrides = arguments(sys.argv[1:] if argv is None else argv)
-        from vlm_jax.data.tools.naming import open_source
+        from vlm_jax.data.tools.naming import open_source, require_images
 
         tool = importlib.import_module(f"vlm_jax.data.tools.{TOOLS[flags.tool][1]}")
         tool.check(flags)
         source = open_source(flags.path, overrides, flags.config, flags.part)
+        if flags.tool not in ANY_RECORDS:
+            require_images(source)
         for line in tool.run(source, flags):
             show(line)
         return 0

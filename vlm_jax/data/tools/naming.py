@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
 from vlm_jax.config import bind
+from vlm_jax.data.sources.interleaved import Interleaved
 from vlm_jax.data.storage import is_remote
 from vlm_jax.data.writers import MANIFEST
 from vlm_jax.errors import UserError, closest
@@ -68,6 +69,12 @@ def open_source(
     if not len(source):
         raise UserError(f"{source.name} is empty.")
     return source
+
+
+def require_images(source: Any) -> None:
+    """Raises: UserError for documents, which are no pairs of image and caption."""
+    if isinstance(source, Interleaved):
+        raise UserError(f"{source.name} holds documents of texts and images: this tool takes images with captions.")
 
 
 def of_recipe(spec: str) -> ConfigDict:
