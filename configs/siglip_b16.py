@@ -34,7 +34,9 @@ def siglip(variant: str, *, size: str, patch_size: int, image_size: int, scan: b
     )
     config.data = pairs()
 
-    tower = dict(size=size, pool="map", scan=scan, activation="gelu_tanh", norm_eps=1e-6)
+    # What scanned layers keep is copied into a stack and out of it: on TPUs computing it again is faster, and smaller.
+    remat = "block" if scan else "none"
+    tower = dict(size=size, pool="map", scan=scan, remat=remat, activation="gelu_tanh", norm_eps=1e-6)
     config.task = bind(
         "tasks.contrastive.Contrastive",
         objective="sigmoid",
