@@ -107,7 +107,7 @@ class Experiment:
         packing = self.data.packing
         if packing != getattr(self.task, "packing", None):
             raise UserError(
-                "one of config.data.packing and config.task.packing is not the other; late('packing') is both."
+                "config.data.packing and config.task.packing differ; set both to late('packing'), and config.packing."
             )
         if packing is not None and self.batch_size % packing.rows:
             raise UserError(
@@ -182,8 +182,7 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
 def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experiment:
     source = configs.build(config.data.source)
     late = {"image": configs.build(config.image), "class_names": tuple(source.class_names)}
-    if config.get("packing") is not None:
-        late["packing"] = configs.build(config.packing)
+    late["packing"] = None if config.get("packing") is None else configs.build(config.packing)
     if config.get("text") is not None:
         text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
         late |= {"text": text, "tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
