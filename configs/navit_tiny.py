@@ -2,7 +2,8 @@
 
 Rows of 64 patches hold images of 16 and 9 patches, of which a tenth and none are dropped, factorised positions, and
 per-image pooling (Dehghani et al. 2023, arXiv:2307.06304); the loss is SigLIP's over all pairs of the batch.
-Evaluation is dense, on square images, with the same parameters. `siglip_tiny` says why the scale learns faster.
+Evaluation is dense, on square images, with the same parameters. `siglip_tiny` says why the scale learns faster, and why
+patches without convolutions, as packing needs them, learn colours long before shapes.
 """
 
 import math
@@ -37,7 +38,7 @@ def get_config(variant: str = ""):
         patch_size=8,
         tokens=64,
         images=8,
-        text_tokens=96,
+        text_tokens=64,
         examples=20,
         rows=4,
         budgets=(9, 16),
