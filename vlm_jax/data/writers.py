@@ -204,8 +204,8 @@ def _items(source: Any, numbers: range, unreadable: list) -> Iterator[Item]:
             unreadable.append([str(record.get("key", number)), f"its text is not UTF-8: {error.reason}"])
             continue
         image = _png(image) if isinstance(image, np.ndarray) else image
-        label = record.get("label") if source.class_names else None
-        yield Item(number, image, texts, None if label is None else int(label), str(record.get("key", number)))
+        label = int(record.get("label", -1)) if source.class_names else -1  # negative: of no class
+        yield Item(number, image, texts, label if label >= 0 else None, str(record.get("key", number)))
 
 
 def _described(item: Item) -> dict[str, Any]:
