@@ -142,7 +142,7 @@ def _attend_once(
     query = query.reshape(num_heads, -1) * query.dtype.type(keys.shape[-1] ** -0.5)
     f32 = {"preferred_element_type": jnp.float32}
     toward = jnp.einsum("dhe,he->dh", keys, query, **f32).astype(x.dtype)
-    logits = jnp.einsum("btd,dh->bht", x, toward, **f32)
+    logits = jnp.einsum("btd,dh->bth", x, toward, **f32).swapaxes(1, 2)  # "bht" of bf16 is nothing that a CPU computes
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(x.dtype)
@@ -167,7 +167,7 @@ def _attend_once_each(
     query = query.reshape(num_heads, -1) * query.dtype.type(keys.shape[-1] ** -0.5)
     f32 = {"preferred_element_type": jnp.float32}
     toward = jnp.einsum("dhe,he->dh", keys, query, **f32).astype(x.dtype)
-    logits = jnp.einsum("btd,dh->bht", x, toward, **f32)[:, :, None]
+    logits = jnp.einsum("btd,dh->bth", x, toward, **f32).swapaxes(1, 2)[:, :, None]
     logits = jnp.where(members(segment_ids, count)[:, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(x.dtype)
     pooled = jnp.einsum("bhnt,btd->bhnd", weights, x, **f32).astype(x.dtype)
