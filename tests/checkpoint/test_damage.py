@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import META, STACKS, assert_identical, make_items, shapes
 
+from tests.checkpoint.small_runs import META, STACKS, assert_identical, make_items, shapes
 from vlm_jax.checkpoint import Store, load_params
 from vlm_jax.errors import UserError
 

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import META, STACKS, bits, make_items
 
+from tests.checkpoint.small_runs import META, STACKS, bits, make_items
 from vlm_jax import tree
 from vlm_jax.checkpoint import Store, latest_step, load_params
 from vlm_jax.errors import UserError

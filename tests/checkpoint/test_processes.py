@@ -17,7 +17,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, index)
 import numpy as np
 from jax.experimental import multihost_utils
-from small_runs import META, STACKS, make_items, over, shapes
+from tests.checkpoint.small_runs import META, STACKS, make_items, over, shapes
 from test_damage import flips_everywhere
 from pathlib import Path
 from vlm_jax.checkpoint import Store

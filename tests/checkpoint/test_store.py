@@ -3,8 +3,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from small_runs import META, STACKS, assert_identical, make_items, over, put, shapes, unrolled
 
+from tests.checkpoint.small_runs import META, STACKS, assert_identical, make_items, over, put, shapes, unrolled
 from vlm_jax import tree
 from vlm_jax.checkpoint import Store, latest_step, read_meta
 from vlm_jax.checkpoint.fingerprint import fingerprint

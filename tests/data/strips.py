@@ -6,8 +6,9 @@ import dataclasses
 import io
 
 import numpy as np
-from numbered import Numbered
 from PIL import Image
+
+from tests.data.numbered import Numbered
 
 
 @dataclasses.dataclass(frozen=True)

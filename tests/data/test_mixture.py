@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered import PLAIN, SIZE, TEXT, VARIED, Numbered, png, same, take, told
 from PIL import Image
 
+from tests.data.numbered import PLAIN, SIZE, TEXT, VARIED, Numbered, png, same, take, told
 from vlm_jax import config as configs
 from vlm_jax.config import bind
 from vlm_jax.data.image import ImageTransform

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from numbered import TEXT, same, take
-from strips import Strips
 
+from tests.data.numbered import TEXT, same, take
+from tests.data.strips import Strips
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.packing import Packing

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from numbered import PLAIN, SIZE, TEXT, VARIED, Numbered, png, same, take, told
 
+from tests.data.numbered import PLAIN, SIZE, TEXT, VARIED, Numbered, png, same, take, told
 from vlm_jax.data import workers as workers_module
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.order import permutation

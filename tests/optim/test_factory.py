@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_towers import CLOCK, STACKS, gradients, make_params, train
 
+from tests.optim.small_towers import CLOCK, STACKS, gradients, make_params, train
 from vlm_jax import tree
 from vlm_jax.errors import UserError
 from vlm_jax.optim import Constant, Cosine, Optimizer, Rsqrt, merge
