@@ -67,13 +67,14 @@ def context(mesh):
 
 def gradients(task, batch, devices, microbatches=1):
     mesh = Layout().make(jax.devices()[:devices], 1)
+    params = variables()["params"]  # outside of any mesh: they are kept for the next one
     with shard.under(mesh):
         of = lambda params, batch: (
             accumulate.whole(task, lambda p, s: {"params": p}, params, {}, batch, context(mesh))
             if microbatches == 1
             else accumulate.cached(task, lambda p, s: {"params": p}, params, {}, batch, context(mesh), microbatches)
         )
-        found = jax.jit(of)(variables()["params"], put(batch, np.arange(BATCH), BATCH, mesh))
+        found = jax.jit(of)(params, put(batch, np.arange(BATCH), BATCH, mesh))
         return jax.device_get((found.loss, found.metrics, found.grads))
 
 
