@@ -103,8 +103,9 @@ def in_process(argv: list[str], program: Callable[[list[str]], int] = main) -> s
 
 
 def in_a_process(argv: list[str], folder: pathlib.Path, cache: pathlib.Path) -> str:
-    """A command as a user gives it, on one CPU device; programs are compiled fast and kept for the next command."""
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """A command as a new user gives it, on one CPU device; programs are compiled fast and kept for the next command."""
+    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "XDG_CACHE_HOME")}
+    env |= {"HOME": str(folder / "home")}  # what earlier runs of this user left in caches would be printed
     env |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
