@@ -59,14 +59,6 @@ class ArrayRecord(ImageText):
                         raise UserError(f"{self.path} has no feature {name!r} ({field}): {closest(name, features)}")
         super().validate()
 
-    @property
-    def has_texts(self) -> bool:
-        return bool(self.text)
-
-    @property
-    def has_labels(self) -> bool:
-        return self.label is not None
-
     def count(self) -> int:
         return int(self._starts[-1])
 

@@ -85,14 +85,14 @@ class ImageText(abc.ABC):
         """What tells this data from other data, as JSON; not where it lies."""
 
     @property
-    @abc.abstractmethod
     def has_texts(self) -> bool:
-        """Whether records have captions of their own."""
+        """Whether records have captions of their own; this is of sources with `text`, names of their places."""
+        return bool(self.text)
 
     @property
-    @abc.abstractmethod
     def has_labels(self) -> bool:
-        """Whether records have a class."""
+        """Whether records have a class; this is of sources with `label`, the name of its place or None."""
+        return self.label is not None
 
     def texts_of(self, index: int) -> Sequence[str]:
         """The captions of a record; cheaper than its `fields` where they can be read alone."""

@@ -50,14 +50,6 @@ class Listing(ImageText):
                     raise UserError(f"{file.path} has no column {name!r} ({field}): {closest(name, columns)}")
         super().validate()
 
-    @property
-    def has_texts(self) -> bool:
-        return bool(self.text)
-
-    @property
-    def has_labels(self) -> bool:
-        return self.label is not None
-
     def count(self) -> int:
         return len(self._rows)
 

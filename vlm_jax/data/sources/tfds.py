@@ -48,14 +48,6 @@ class Tfds(ImageText):
         info = self._builder.info
         return f"{self.KIND}/{info.full_name}/{self._split}"
 
-    @property
-    def has_texts(self) -> bool:
-        return bool(self.text)
-
-    @property
-    def has_labels(self) -> bool:
-        return self.label is not None
-
     def names_in_data(self) -> tuple[str, ...]:
         """Those of the `ClassLabel` feature."""
         return tuple(getattr(self._feature(self.label, "label"), "names", None) or ())

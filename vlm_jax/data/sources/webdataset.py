@@ -66,14 +66,6 @@ class WebDataset(ImageText):
                 raise UserError(f"{self.path} has no .{names[0]} members ({field}): {closest(names[0], there)}")
         super().validate()
 
-    @property
-    def has_texts(self) -> bool:
-        return bool(self.text)
-
-    @property
-    def has_labels(self) -> bool:
-        return self.label is not None
-
     @functools.cached_property
     def problems(self) -> list[tuple[str, str, str]]:
         """File, key ("" for the file as a whole) and what is wrong, at most 20 of a file."""
