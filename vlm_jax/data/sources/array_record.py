@@ -15,6 +15,7 @@ from vlm_jax.data.files import find_files
 from vlm_jax.data.index import Index, indexes
 from vlm_jax.data.sources.base import Fields, ImageText, Missing, utf8
 from vlm_jax.data.sources.example_proto import decode_example
+from vlm_jax.data.sources.parts import locate, starts_of
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError, closest
 
@@ -66,7 +67,7 @@ class ArrayRecord(ImageText):
         return [(file.name, file.size, index.meta["records"]) for file, index in zip(self._files, self._indexes)]
 
     def where(self, index: int) -> str:
-        k, record = self._find(index)
+        k, record = locate(self._starts, index)
         return f"{self._files[k].name}:{record}"
 
     def fields(self, index: int) -> Fields:
@@ -87,15 +88,11 @@ class ArrayRecord(ImageText):
         return [utf8(value, name).strip() for name, value in values]
 
     def _features(self, index: int) -> dict[str, list]:
-        k, record = self._find(index)
+        k, record = locate(self._starts, index)
         try:
             return decode_example(self._readers[k].read(record))
         except ValueError as error:
             raise Missing(str(error)) from None
-
-    def _find(self, index: int) -> tuple[int, int]:
-        k = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return k, index - int(self._starts[k])
 
     @functools.cached_property
     def _files(self) -> list[File]:
@@ -108,7 +105,7 @@ class ArrayRecord(ImageText):
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum([index.meta["records"] for index in self._indexes], dtype=np.int64)])
+        return starts_of(index.meta["records"] for index in self._indexes)
 
     @functools.cached_property
     def _readers(self) -> list[Reader]:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from vlm_jax.data.files import find_files
+from vlm_jax.data.sources.parts import locate, starts_of
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError
 
@@ -31,9 +30,8 @@ class ParquetTable:
             self.footers = list(pool.map(lambda file: _footer(file, self.storage), self.files))
         self.schemas = [footer.schema.to_arrow_schema() for footer in self.footers]
         self.groups = [(k, group) for k, footer in enumerate(self.footers) for group in range(footer.num_row_groups)]
-        rows = [self.footers[k].row_group(group).num_rows for k, group in self.groups]
-        self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self.file_starts = np.cumsum([0] + [footer.num_rows for footer in self.footers])
+        self.starts = starts_of(self.footers[k].row_group(group).num_rows for k, group in self.groups)
+        self.file_starts = starts_of(footer.num_rows for footer in self.footers)
         self.cache_bytes = cache_bytes
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._kept_bytes = 0
@@ -47,15 +45,14 @@ class ParquetTable:
 
         Raises: OSError where the file cannot be read, or is damaged.
         """
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        number, at = locate(self.starts, index)
         group = self._group(number, columns)
-        at = index - int(self.starts[number])
         return {name: column[at].as_py() for name, column in zip(group.column_names, group.columns)}
 
     def where(self, index: int) -> str:
         """File and row within it, as a message names them."""
-        k = int(np.searchsorted(self.file_starts, index, side="right")) - 1
-        return f"{self.files[k].name}:{index - int(self.file_starts[k])}"
+        k, row = locate(self.file_starts, index)
+        return f"{self.files[k].name}:{row}"
 
     def scan(self, columns: Sequence[str], first: int = 0, last: int | None = None) -> Iterator[tuple]:
         """Tuples of the columns' values for rows `first` to `last` in order, without keeping row groups."""

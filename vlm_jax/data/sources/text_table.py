@@ -13,6 +13,7 @@ import numpy as np
 from vlm_jax.data.files import find_files
 from vlm_jax.data.index import Index, indexes
 from vlm_jax.data.sources.base import Missing, utf8
+from vlm_jax.data.sources.parts import locate, starts_of
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError
 
@@ -36,8 +37,8 @@ class TextTable:
             if not file.name.endswith(SUFFIXES):
                 raise UserError(f"{file.path} is none of {', '.join(SUFFIXES)}.")
         self.indexes = indexes(self.files, KIND, functools.partial(make_row_index, storage=storage), storage, index)
-        counts = [len(index.arrays["start"]) - self._headers(k) for k, index in enumerate(self.indexes)]
-        self.starts = np.concatenate([[0], np.cumsum(np.maximum(counts, 0), dtype=np.int64)])
+        counts = (len(index.arrays["start"]) - self._headers(k) for k, index in enumerate(self.indexes))
+        self.starts = starts_of(max(count, 0) for count in counts)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -47,7 +48,7 @@ class TextTable:
 
         Raises: Missing for a row that is none.
         """
-        k, row = self._find(index)
+        k, row = locate(self.starts, index)
         text = utf8(self._bytes(k, row + self._headers(k)), "the row")
         if self._headers(k):
             return self._by_column(k, text)
@@ -61,11 +62,11 @@ class TextTable:
 
     def where(self, index: int) -> str:
         """File and row, the first being 0."""
-        k, row = self._find(index)
+        k, row = locate(self.starts, index)
         return f"{self.files[k].name}:{row}"
 
     def file_of(self, index: int) -> File:
-        return self.files[self._find(index)[0]]
+        return self.files[locate(self.starts, index)[0]]
 
     def columns(self, k: int) -> list[str]:
         """The column names of file `k`; of JSONL those of its first row."""
@@ -98,10 +99,6 @@ class TextTable:
             return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
         except csv.Error as error:
             raise Missing(f"the row is not CSV: {error}") from None
-
-    def _find(self, index: int) -> tuple[int, int]:
-        k = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return k, index - int(self.starts[k])
 
     def _bytes(self, k: int, row: int) -> bytes:
         arrays, file = self.indexes[k].arrays, self.files[k]

@@ -14,6 +14,7 @@ import numpy as np
 from vlm_jax.data.files import find_files
 from vlm_jax.data.index import Index, indexes
 from vlm_jax.data.sources.base import Fields, ImageText, Missing, field_of, strings, utf8
+from vlm_jax.data.sources.parts import locate, starts_of
 from vlm_jax.data.sources.tar_index import KIND, key_of, make_tar_index
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError, closest
@@ -80,7 +81,7 @@ class WebDataset(ImageText):
         return [(file.name, file.size, int(n)) for file, n in zip(self._files, np.diff(self._starts))]
 
     def where(self, index: int) -> str:
-        k, sample = self._find(index)
+        k, sample = locate(self._starts, index)
         return f"{self._files[k].name}:{key_of(self._indexes[k], sample)}"
 
     def fields(self, index: int) -> Fields:
@@ -131,7 +132,7 @@ class WebDataset(ImageText):
 
     def _read(self, index: int, any_of: tuple[str, ...], all_of: tuple[str, ...]) -> dict[str, bytes]:
         """Members of a sample by extension: the first that it has `any_of`, and those that it has `all_of`."""
-        k, sample = self._find(index)
+        k, sample = locate(self._starts, index)
         arrays, numbers = self._indexes[k].arrays, self._numbers[k]
         members = slice(*arrays["first"][sample : sample + 2].tolist())
         columns = (arrays[name][members].tolist() for name in ("extension", "offset", "size"))
@@ -139,10 +140,6 @@ class WebDataset(ImageText):
         there = lambda names: [name for name in names if numbers.get(name) in places]
         wanted = {name: places[numbers[name]] for name in there(any_of)[:1] + there(all_of)}
         return read_spans(self.storage, self._files[k], wanted)
-
-    def _find(self, index: int) -> tuple[int, int]:
-        k = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return k, index - int(self._starts[k])
 
     @functools.cached_property
     def _all_files(self) -> list[File]:
@@ -163,7 +160,7 @@ class WebDataset(ImageText):
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum([len(i.arrays["key_ends"]) for i in self._indexes], dtype=np.int64)])
+        return starts_of(len(index.arrays["key_ends"]) for index in self._indexes)
 
     def _tell_problems(self) -> None:
         count = sum(index.meta["problem_count"] for index in self._indexes)
