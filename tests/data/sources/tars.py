@@ -1,4 +1,4 @@
-"""Tars for tests."""
+"""Images that hold a number, and tars of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import tarfile
 
 from PIL import Image
 
+from vlm_jax.data.image import decode
+
 
 def png(value: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (value, 0, 0)).save(file, "PNG")
     return file.getvalue()
+
+
+def value(record: dict) -> int:
+    """The number that the image of a record holds."""
+    return int(decode(record["image"])[0, 0, 0])
 
 
 def write_tar(path: pathlib.Path, members: list[tuple[str, bytes]]) -> pathlib.Path:

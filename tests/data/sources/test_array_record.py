@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import threading
 
 import fsspec
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tests.data.sources.tars import png
+from tests.data.sources.tars import png, value
+from tests.data.sources.threads import check_threads_and_copies
 from vlm_jax.data.errors import UnreadableRecord
-from vlm_jax.data.image import decode
 from vlm_jax.data.sources import array_record as module
 from vlm_jax.data.sources.array_record import ArrayRecord
 from vlm_jax.data.sources.example_proto import encode_example
@@ -44,10 +42,6 @@ def folder(tmp_path):
     for name, numbers in {"a/x-0": range(8), "a/x-1": range(8, 9), "b/x-2": range(9, 20)}.items():
         write(tmp_path / f"data/{name}.array_record", map(record, numbers))
     return tmp_path / "data"
-
-
-def value(found: dict) -> int:
-    return int(decode(found["image"])[0, 0, 0])
 
 
 def test_records_in_any_order(folder, storage):
@@ -98,21 +92,8 @@ def test_files_of_a_bucket(folder, storage):
 
 def test_threads_and_copies_read_the_same(folder, storage):
     source = ArrayRecord(str(folder), storage=storage)
-    source[0]
-    copy = pickle.loads(pickle.dumps(source))
-    wrong = []
-
-    def read(seed: int):
-        for index in np.random.default_rng(seed).integers(0, 20, 100).tolist():
-            if value(source[index]) != index or value(copy[index]) != index:
-                wrong.append(index)
-
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    source[0]  # opens the file
+    check_threads_and_copies(source)
 
 
 def test_other_group_sizes_are_refused(tmp_path, storage):

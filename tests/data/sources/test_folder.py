@@ -9,9 +9,8 @@ import re
 import fsspec
 import pytest
 
-from tests.data.sources.tars import png
+from tests.data.sources.tars import png, value
 from vlm_jax.data.errors import UnreadableRecord
-from vlm_jax.data.image import decode
 from vlm_jax.data.sources import folder as module
 from vlm_jax.data.sources.folder import Folder
 from vlm_jax.data.storage import Storage
@@ -42,10 +41,6 @@ def images(tmp_path):
 @pytest.fixture
 def storage(tmp_path):
     return Storage(cache_dir=str(tmp_path / "cache"))
-
-
-def value(record: dict) -> int:
-    return int(decode(record["image"])[0, 0, 0])
 
 
 ORDER = ["0.png", "1.PNG", "cat/2.png", "cat/sub/3.png", "cat-like/4.png", "dög/5.png"]

@@ -11,9 +11,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from tests.data.sources.tars import png
+from tests.data.sources.tars import png, value
 from vlm_jax.data.errors import UnreadableRecord
-from vlm_jax.data.image import decode
 from vlm_jax.data.sources import text_table as module
 from vlm_jax.data.sources.listing import Listing
 from vlm_jax.data.storage import Storage
@@ -46,10 +45,6 @@ def write(folder, kind: str, end: str = "\n", rows=None) -> str:
             writer = csv.writer(file, delimiter="\t" if kind == "tsv" else ",", lineterminator=end)
             writer.writerows([("file_name", "text", "label"), *rows])
     return str(path)
-
-
-def value(record: dict) -> int:
-    return int(decode(record["image"])[0, 0, 0])
 
 
 @pytest.mark.parametrize("piece", [2**24, 7])

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import re
-import threading
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
+from tests.data.sources.tars import png, value
+from tests.data.sources.threads import check_threads_and_copies
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import decode
 from vlm_jax.data.sources.parquet import Parquet
 from vlm_jax.data.sources.parquet_table import ParquetTable
 from vlm_jax.errors import UserError
-
-
-def png(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
 
 NAMES = ("cat", "dog", "owl")
 
@@ -50,10 +42,6 @@ def folder(tmp_path):
     write(tmp_path / "a" / "train-0.parquet", range(11), row_group_size=4)
     write(tmp_path / "b" / "train-1.parquet", range(11, 20), row_group_size=3, struct=False)
     return tmp_path
-
-
-def value(record: dict) -> int:
-    return int(decode(record["image"])[0, 0, 0])
 
 
 @pytest.mark.parametrize("cache_mb", [0, 1])
@@ -203,22 +191,7 @@ def test_a_kept_row_group_is_not_read_again(folder, monkeypatch):
 
 
 def test_threads_and_copies_read_the_same(folder):
-    source = Parquet(str(folder), text_column="caption", cache_mb=0)
-    copy = pickle.loads(pickle.dumps(source))
-    assert copy == source and copy.fingerprint == source.fingerprint
-    wrong = []
-
-    def read(seed: int):
-        for index in np.random.default_rng(seed).integers(0, 20, 100).tolist():
-            if value(source[index]) != index or value(copy[index]) != index:
-                wrong.append(index)
-
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    check_threads_and_copies(Parquet(str(folder), text_column="caption", cache_mb=0))
 
 
 def test_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.sources.tars import png
+from tests.data.sources.tars import png, value
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import decode
 from vlm_jax.data.reader import Reader
@@ -56,10 +56,6 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     Tiny(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return str(folder)
-
-
-def value(record: dict) -> int:
-    return int(decode(record["image"])[0, 0, 0])
 
 
 def test_records(data_dir):

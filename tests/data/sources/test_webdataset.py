@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmap
 import pickle
 import re
-import threading
 
 import fsspec
 import numpy as np
 import pytest
 
-from tests.data.sources.tars import png, sample, write_tar
+from tests.data.sources.tars import png, sample, value, write_tar
+from tests.data.sources.threads import check_threads_and_copies
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import decode
 from vlm_jax.data.index import MANY, Index, indexes
@@ -35,10 +35,6 @@ def folder(tmp_path):
     for name, numbers in shards.items():
         write_tar(tmp_path / "tars" / name, [member for k in numbers for member in sample(k)])
     return tmp_path / "tars"
-
-
-def value(record: dict) -> int:
-    return int(decode(record["image"])[0, 0, 0])
 
 
 def test_samples_in_any_order(folder, storage):
@@ -158,22 +154,7 @@ def test_tars_of_a_bucket(folder, storage):
 
 
 def test_threads_and_copies_read_the_same(folder, storage):
-    source = WebDataset(str(folder), storage=storage)
-    copy = pickle.loads(pickle.dumps(source))
-    assert copy == source and copy.fingerprint == source.fingerprint
-    wrong = []
-
-    def read(seed: int):
-        for index in np.random.default_rng(seed).integers(0, 20, 100).tolist():
-            if value(source[index]) != index or value(copy[index]) != index:
-                wrong.append(index)
-
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    check_threads_and_copies(WebDataset(str(folder), storage=storage))
 
 
 def test_skip_limit_and_fingerprint(folder, storage):
