@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -9,9 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +23,6 @@ from vlm_jax.data.sources.parquet import Parquet
 from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.errors import UserError
 
-HOSTS, WORKERS = (1, 2, 4), (0, 1, 2, 3)
 BATCH = 24
 
 
@@ -43,62 +38,6 @@ def mixed(**options) -> Pipeline:
 
 def single(source=None, **options) -> Pipeline:
     return Pipeline(Numbered() if source is None else source, image=VARIED, text=TEXT, **{"threads": 1, **options})
-
-
-def of_hosts(pipeline, hosts, count, **options):
-    """Batches joined from what `hosts` processes hold of them, and the state that they agree on."""
-    parts, ended = [], []
-    for rows in np.array_split(np.arange(BATCH), hosts):
-        batches = pipeline.batches(seed=3, batch_size=BATCH, rows=rows, **options)
-        try:
-            parts.append([next(batches) for _ in range(count)])
-        finally:
-            batches.close()
-        ended.append(batches)
-    names, whole = parts[0][0], [part[step] for step in range(count) for part in parts]
-    return {name: np.concatenate([batch[name] for batch in whole]) for name in names}, agreed(ended)
-
-
-def agreed(hosts) -> dict:
-    """The state of all, gathered as processes do."""
-    sent, barrier = [None] * len(hosts), threading.Barrier(len(hosts), timeout=20)
-
-    def state(host):
-        def gather(mine):
-            sent[host] = json.dumps(mine)
-            barrier.wait()
-            return [json.loads(told) for told in sent]
-
-        return hosts[host].state(gather)
-
-    with ThreadPoolExecutor(len(hosts)) as pool:
-        first, *others = pool.map(state, range(len(hosts)))
-    assert all(other == first for other in others)
-    return json.loads(json.dumps(first))
-
-
-def resumes_exactly(before, after):
-    """Three batches on (hosts, workers) `before`, a restart, three on `after`: all as in one go without either."""
-    whole, end = take(mixed(), 6, batch_size=BATCH, seed=3)
-    cut = 3 * BATCH
-    head, middle = of_hosts(mixed(workers=before[1]), before[0], 3)
-    same(head, {name: array[:cut] for name, array in whole.items()})
-    tail, last = of_hosts(mixed(workers=after[1], threads=2), after[0], 3, state=middle)
-    same(tail, {name: array[cut:] for name, array in whole.items()})
-    assert last == end and end["unreadable"] > 5 and middle["rows"]["few"] % 13
-
-
-@pytest.mark.parametrize("before, after", [((1, 2), (2, 0)), ((2, 0), (1, 3)), ((4, 1), (1, 0))])
-def test_restart_on_other_hosts_and_workers(before, after):
-    resumes_exactly(before, after)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("before", itertools.product(HOSTS, WORKERS))
-def test_restart_on_any_hosts_and_workers(before):
-    """Each kind before and after, beside the next one: what all give equals the same whole, so any pair does."""
-    kinds = list(itertools.product(HOSTS, WORKERS))
-    resumes_exactly(before, kinds[(kinds.index(before) + 5) % len(kinds)])
 
 
 @pytest.mark.parametrize("workers, threads, prefetch", [(1, 1, 0), (2, 1, 1), (3, 2, 4)])
