@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +47,7 @@ def check(field: str, value: str, choices: Iterable[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower:
+class Tower(abc.ABC):
     """A pre-norm transformer encoder that gives one vector an example; subclasses add how inputs are embedded.
 
     Parameters: `embed/...`, `blocks/...`, `ln_post`, `pool/...` (pool="map"), `head` (with `out_dim`).
@@ -124,9 +125,9 @@ class Tower:
         keys = jax.random.split(key, len(parts))
         return {name: part.init(k) for (name, part), k in zip(parts.items(), keys)}
 
+    @abc.abstractmethod
     def _embed(self, init: Initializers) -> Functional:
         """What makes tokens of the input."""
-        raise NotImplementedError
 
     @property
     def _causal(self) -> bool:
