@@ -182,6 +182,18 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """The exit code of a program: 2 where it tells of a user's mistake in one line, 130 where it is interrupted."""
+    try:
+        return program()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+
+
 def run(argv: list[str]) -> int:
     """The whole program; returns the exit code."""
     flags, overrides = arguments(argv)
@@ -301,14 +313,7 @@ def default_workdir(spec: str, variant: str | None) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Runs, and turns a user's mistake into one line and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log, before jax is imported
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return guarded(lambda: run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from vlm_jax.errors import UserError, closest
 from vlm_jax.launch import job as jobs
 from vlm_jax.launch.render import Launch
 from vlm_jax.launch.targets import TARGETS
-from vlm_jax.main import USAGE, Parser, show
+from vlm_jax.main import USAGE, Parser, guarded, show
 
 INSTALL = {
     "gcloud": "https://cloud.google.com/sdk/docs/install",
@@ -113,22 +113,20 @@ def start(launch: Launch, job: jobs.Job) -> int:
     return 0
 
 
+def run(argv: list[str]) -> int:
+    """The whole program; returns the exit code."""
+    parsed = parse(argv)
+    if isinstance(parsed, str):
+        show(parsed)
+        return 0
+    flags, target, job = parsed
+    launch = target.render(job)
+    if flags.dry_run:
+        show(shown(launch, job))
+        return 0
+    return start(launch, job)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs, and turns a user's mistake into one line and exit code 2."""
-    try:
-        parsed = parse(sys.argv[1:] if argv is None else argv)
-        if isinstance(parsed, str):
-            show(parsed)
-            return 0
-        flags, target, job = parsed
-        launch = target.render(job)
-        if flags.dry_run:
-            show(shown(launch, job))
-            return 0
-        return start(launch, job)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return guarded(lambda: run(sys.argv[1:] if argv is None else argv))

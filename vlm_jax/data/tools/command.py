@@ -8,7 +8,7 @@ import re
 import sys
 
 from vlm_jax.errors import UserError, closest
-from vlm_jax.main import Parser, show
+from vlm_jax.main import Parser, guarded, show
 
 PROGRAM = "python -m vlm_jax.data"
 # Tool -> what it does; its module, with `add_arguments(parser)`, `check(flags)` and `run(source, flags) -> lines`.
@@ -70,23 +70,22 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     return flags, overrides
 
 
+def run(argv: list[str]) -> int:
+    """The whole program; returns the exit code."""
+    flags, overrides = arguments(argv)
+    from vlm_jax.data.tools.naming import open_source, require_images
+
+    tool = importlib.import_module(f"vlm_jax.data.tools.{TOOLS[flags.tool][1]}")
+    tool.check(flags)
+    source = open_source(flags.path, overrides, flags.config, flags.part)
+    if flags.tool not in ANY_RECORDS:
+        require_images(source)
+    for line in tool.run(source, flags):
+        show(line)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a tool, and turns a user's mistake into one line and exit code 2."""
-    try:
-        flags, overrides = arguments(sys.argv[1:] if argv is None else argv)
-        from vlm_jax.data.tools.naming import open_source, require_images
-
-        tool = importlib.import_module(f"vlm_jax.data.tools.{TOOLS[flags.tool][1]}")
-        tool.check(flags)
-        source = open_source(flags.path, overrides, flags.config, flags.part)
-        if flags.tool not in ANY_RECORDS:
-            require_images(source)
-        for line in tool.run(source, flags):
-            show(line)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    stopped = "interrupted; the same command goes on where it stopped"
+    return guarded(lambda: run(sys.argv[1:] if argv is None else argv), stopped)
