@@ -107,13 +107,8 @@ def test_a_mesh_of_more_axes_keeps_the_order_given(layout):
 @pytest.mark.parametrize(
     "name", ["v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:16x16", "v4:2x2x4", "v5:2x2x1", "v5:4x4x8", "v3:4x4"]
 )
-def test_real_machines(name, monkeypatch):
-    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+def test_real_machines(name, tpu):
+    devices = tpu(name)
     order = meshes.ring_order(devices)
     assert {d.id for d in order} == {d.id for d in devices} and len(order) == len(devices)
     cores = 1 + max(d.core_on_chip for d in devices)

@@ -14,27 +14,10 @@ from jax.sharding import PartitionSpec as P
 from vlm_jax.nn.kernels import add_layer_norm, attention
 from vlm_jax.nn.kernels.geometry import VMEM_BYTES, Geometry, supports
 
-pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
 
-
-@pytest.fixture(scope="module")
-def tpu():
-    """`tpu("v5e:2x2") -> Mesh` over `data`."""
-    from jax.experimental import topologies
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
-        def describe(name: str) -> Mesh:
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-            return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-
-        yield describe
-
-
-def compiled(f, mesh: Mesh, *shapes):
-    """The program of `f`'s gradient over the mesh, its arguments split by rows."""
+def compiled(f, devices, *shapes):
+    """The program of `f`'s gradient over the devices, its arguments split by rows."""
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, P("data"))
     mapped = jax.shard_map(f, mesh=mesh, in_specs=(P("data"),) * len(shapes), out_specs=P("data"))
     loss = lambda *args: mapped(*args).astype(jnp.float32).sum()
