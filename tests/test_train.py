@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import FAST
+from tests.data.sources.tars import png, write_tar
 from tests.helpers import small_experiment, small_flags
 from vlm_jax import startup, tree
 from vlm_jax.checkpoint import Store, latest_step, load_params, read_meta
@@ -297,6 +299,35 @@ def test_unreadable_images_are_counted_skipped_and_resumed_exactly(tmp_path):
     assert finished(arguments("parts", "--config.checkpoint_steps=5", "--config.checkpoint_percent=None"))[0] == 0
     assert fingerprints(tmp_path / "parts") == fingerprints(tmp_path / "whole")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+CUT_OFF = """
+from vlm_jax.config import bind
+from vlm_jax.configs import siglip_tiny
+
+
+def get_config(variant=""):
+    config = siglip_tiny.get_config()
+    config.data.source = bind("data.sources.webdataset.WebDataset", path={path!r}, damaged="skip", index="beside")
+    return config
+"""
+
+
+def test_what_is_left_out_of_damaged_tars_is_counted_and_named(tmp_path):
+    for shard in "01":
+        members = [(f"{k:03}.{ext}", data) for k in range(20) for ext, data in (("png", png(k)), ("txt", b"a square"))]
+        write_tar(tmp_path / f"{shard}.tar", members)
+    whole = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut_off.py").write_text(CUT_OFF.format(path=str(tmp_path / "{0..2}.tar")))
+    arguments = flags(tmp_path / "run", recipe=str(tmp_path / "cut_off.py"), total_examples="32")
+    arguments.remove("--config.data.source.size=200")
+    code, out = finished(arguments)
+    assert code == 0 and out.count("what is damaged is left out, problems: 2") == 1
+    assert all(line["train/damaged"] == 2 for line in metrics(tmp_path / "run") if "train/loss" in line)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "2 damaged files, or members of them, were left out" in report
+    assert "2.tar: it is not there" in report and re.search(r"1\.tar: [^<]* cut off", report)
 
 
 def test_other_data_than_the_run_began_with_is_refused(tmp_path, whole, capsys):

@@ -188,7 +188,7 @@ class Run:
         values.update(self.chrono.read(step, self.batches.wait_seconds()))
         self.writers.write(step, {f"train/{name}": value for name, value in values.items()})
         self.progress.update(step, values)
-        for note in self.notes() if values["unreadable"] > self.unreadable_told else []:
+        for note in self.unreadable() if values["unreadable"] > self.unreadable_told else []:
             self.warn(note)
         self.unreadable_told = values["unreadable"]
         if values["skipped"]:
@@ -250,10 +250,16 @@ class Run:
         return {"Devices": f"{self.plan.mesh.size} x {kind}", "Training": report.duration(self.chrono.training_seconds)}
 
     def notes(self) -> list[str]:
-        """What the reader of the report should not miss: the records that could not be read."""
-        unreadable = self.batches.unreadable if self.batches else 0
-        named = [f"{key}: {why}" for key, why in self.batches.unreadable_first] if unreadable else []
-        return [f"{unreadable} unreadable records were replaced by the next one", *named] if unreadable else []
+        """What the reader of the report should not miss: what of the data was not used."""
+        damaged = self.experiment.data.damaged
+        head = [f"{damaged} damaged files, or members of them, were left out"] if damaged else []
+        return [*self.unreadable(), *head, *(self.experiment.data.damage if damaged else [])]
+
+    def unreadable(self) -> list[str]:
+        """The records that could not be read."""
+        count = self.batches.unreadable if self.batches else 0
+        named = [f"{key}: {why}" for key, why in self.batches.unreadable_first] if count else []
+        return [f"{count} unreadable records were replaced by the next one", *named] if count else []
 
     def finish(self, state: TrainState, step: int, stopped: bool) -> None:
         """Waits for the last save and says where everything is."""

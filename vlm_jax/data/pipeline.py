@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import time
@@ -38,6 +39,7 @@ class Pipeline:
 
     Attributes:
       source: random access: `len(source)`, `source[i] -> dict`, `name`, `fingerprint`, `class_names`; or a `Mixture`.
+        What it left out as damaged, if anything, are its `problems`, (file, key, reason), and `problem_count`.
       image: the image transform.
       text: the tokens, or None for images without text.
       cache: keep what was decoded and resized in memory, each worker for itself.
@@ -87,6 +89,19 @@ class Pipeline:
     def parts(self) -> Mapping[str, Part]:
         """The parts of the mixture; one source is a mixture of one."""
         return self.source.parts if isinstance(self.source, Mixture) else {self.source.name: Part(self.source)}
+
+    @property
+    def damaged(self) -> int:
+        """Files and members that sources left out as they were opened, where they are told to (`damaged="skip"`)."""
+        return sum(getattr(part.source, "problem_count", 0) for part in self.parts.values())
+
+    @property
+    def damage(self) -> list[str]:
+        """The first of them: "FILE:KEY: REASON"."""
+        found = (problem for part in self.parts.values() for problem in getattr(part.source, "problems", ()))
+        return [
+            f"{file}{':' if key else ''}{key}: {why}" for file, key, why in itertools.islice(found, data_state.NAMED)
+        ]
 
     def describe(self) -> list[dict]:
         """What the data is, for the state of a checkpoint."""
@@ -255,8 +270,11 @@ class Batches:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Of each source of a mixture, the rows and epochs up to here, and its unreadable records as of `state`."""
-        metrics = {}
+        """Of each source of a mixture, the rows and epochs up to here, and its unreadable records as of `state`.
+
+        Where files were damaged and left out, `damaged` says how many, and how many members of others.
+        """
+        metrics = {"damaged": float(self._pipeline.damaged)} if self._pipeline.damaged else {}
         for name, rows in self._rows().items() if isinstance(self._pipeline.source, Mixture) else ():
             metrics[f"source/{name}/rows"] = float(rows)
             metrics[f"source/{name}/epochs"] = rows / len(self._pipeline.parts[name].source)

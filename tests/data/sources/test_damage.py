@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
 import struct
-import threading
 import zlib
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tests.data.sources.tars import png, sample, write_tar
+from tests.data.sources.tars import png, write_tar
+from vlm_jax.data import reader
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.sources.array_record import ArrayRecord
@@ -23,6 +23,7 @@ from vlm_jax.data.sources.example_proto import encode_example
 from vlm_jax.data.sources.folder import Folder
 from vlm_jax.data.sources.listing import Listing
 from vlm_jax.data.sources.parquet import Parquet
+from vlm_jax.data.sources.tfds import Tfds
 from vlm_jax.data.sources.webdataset import WebDataset
 from vlm_jax.data.storage import Storage
 from vlm_jax.data.text import Text
@@ -38,11 +39,16 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
+
+
 DAMAGE = {
     "no bytes": (b"", b"caption"),
     "not an image: it starts with b'<html>": (b"<html>404 Not Found</html>", b"caption"),
     "pixels": (bomb(), b"caption"),
-    "OSError": (png(1)[:50], b"caption"),
+    "OSError: image file is truncated": (png(1)[:50], b"caption"),
+    "OSError: broken data stream": (flipped(png(1), at=45), b"caption"),
     "the most is ": (png(1), b"word " * 200_000),
     "not UTF-8": (png(1), b"caf\xe9"),
     "no text": (png(1), b" \n"),
@@ -86,12 +92,37 @@ def parquet(folder, storage):
     return Parquet(str(folder / "x.parquet"), text_column="text", storage=storage)
 
 
+class Damaged(tfds.core.GeneratorBasedBuilder):
+    """The records, in an order of TFDS's own."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = dict(image=tfds.features.Image(shape=(None, None, 3)), text=tfds.features.Text())
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for k, (image, text) in enumerate(RECORDS):
+            yield k, {"image": io.BytesIO(image), "text": text}
+
+
+def prepared(folder, storage):
+    Damaged(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return Tfds("damaged/train", data_dir=str(folder), text=("text",), label=None, storage=storage)
+
+
+WRITERS = [tar, array_record, files, listing, parquet, prepared]
+
+
 @pytest.fixture
 def storage(tmp_path):
     return Storage(cache_dir=str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("write", [tar, array_record, files, listing, parquet])
+@pytest.mark.parametrize("write", WRITERS)
 def test_broken_records_are_replaced_counted_and_named(tmp_path, storage, write):
     (tmp_path / "data").mkdir()
     source = write(tmp_path / "data", storage)
@@ -110,11 +141,11 @@ def test_broken_records_are_replaced_counted_and_named(tmp_path, storage, write)
     named = dict(state["unreadable_first"])
     assert len(named) == len(DAMAGE)
     for number, why in enumerate(DAMAGE, GOOD):
-        (key,) = [key for key in named if str(number) in key]
-        assert why in named[key], (why, named[key])
+        (key,) = [key for key, told in named.items() if why in told]
+        assert str(number) in key if write is not prepared else key.startswith("damaged/1.0.0/train:")
 
 
-@pytest.mark.parametrize("write", [tar, array_record, files, listing, parquet])
+@pytest.mark.parametrize("write", WRITERS)
 def test_nothing_but_broken_records_is_no_data(tmp_path, storage, write, monkeypatch):
     monkeypatch.setitem(globals(), "RECORDS", list(DAMAGE.values()))
     (tmp_path / "data").mkdir()
@@ -122,31 +153,30 @@ def test_nothing_but_broken_records_is_no_data(tmp_path, storage, write, monkeyp
     batches = Pipeline(source, ImageTransform(size=4), Text(length=8), threads=0).batches(
         seed=0, batch_size=4, rows=np.arange(4)
     )
-    with pytest.raises(UserError, match="7 records in a row are unreadable"):
+    with pytest.raises(UserError, match=f"{len(DAMAGE)} records in a row are unreadable"):
         next(batches)
     batches.close()
 
 
-@pytest.mark.parametrize("when", ["find", "cat_file"])
-def test_a_bucket_that_does_not_answer_stops_the_run_with_a_line(tmp_path, monkeypatch, when):
-    """While files are looked for or indexed; and, of a source that is open, while it is read."""
-    fs, silent = fsspec.filesystem("memory"), threading.Event()
-    fs.pipe("/slow/x.tar", write_tar(tmp_path / "x.tar", sample(1)).read_bytes())
-    monkeypatch.setattr("vlm_jax.data.storage.time.sleep", lambda _: None)
-    storage = Storage(cache_dir=str(tmp_path / "cache"), timeout_s=0.05, tries=2)
-    source = WebDataset("memory:///slow", storage=storage)
-    monkeypatch.setattr(type(fs), when, lambda *_, **__: silent.wait(60))
-    try:
-        with pytest.raises(UserError, match=r"slow.* cannot be read after 2 tries \(no answer in 0\.05 s\)"):
-            WebDataset("memory:///slow", storage=dataclasses.replace(storage, cache_dir=str(tmp_path / "new")))
-        if when == "cat_file":
-            batches = Pipeline(source, ImageTransform(size=4), threads=1).batches(
-                seed=0, batch_size=1, rows=np.arange(1)
-            )
-            with pytest.raises(UserError, match=r"slow/x\.tar cannot be read after 2 tries"):
-                next(batches)
-            batches.close()
-    finally:
-        silent.set()
-        monkeypatch.undo()
-        fs.rm("/slow", recursive=True)
+UNREAD = r"^source 'tfds/damaged/1\.0\.0/train': record \d+ cannot be read .*files of train in \S+damaged/1\.0\.0: "
+CHANGED = r"records in a row are unreadable, the first is damaged/1\.0\.0/train:\d+: bytes were changed"
+
+
+@pytest.mark.parametrize(
+    "damage, why",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), UNREAD + "ArrayRecord file should be at least 64KB"),
+        (lambda path: path.write_bytes(b""), UNREAD + "ArrayRecord file should be at least 64KB"),
+        (lambda path: path.write_bytes(b"<html>" * 20_000), CHANGED),
+        (lambda path: path.unlink(), UNREAD + ".*No such file or directory"),
+    ],
+)
+def test_a_damaged_shard_of_tfds_stops_the_run(tmp_path, storage, damage, why, monkeypatch):
+    monkeypatch.setattr(reader, "RETRY_SECONDS", (0.0, 0.0))
+    source = prepared(tmp_path, storage)
+    (shard,) = tmp_path.rglob("*.array_record-*")
+    damage(shard)
+    batches = Pipeline(source, ImageTransform(size=4), threads=0).batches(seed=0, batch_size=4, rows=np.arange(4))
+    with pytest.raises(UserError, match=why) as error:
+        next(batches)
+    assert len(str(error.value).splitlines()) == 1

@@ -89,7 +89,7 @@ class Tfds(ImageText):
             why = str(error).splitlines()[0]
             if why.startswith(DAMAGE):
                 raise Missing(f"bytes were changed: {why}") from None
-            raise OSError(f"{self.name}: {why}") from error
+            raise OSError(f"files of {self._split} in {self._builder.data_dir}: {why}") from error
 
     def _feature(self, path: str, field: str) -> Any:
         """The feature "a/b"."""

@@ -74,6 +74,12 @@ class WebDataset(ImageText):
         found = zip(self._files, self._indexes)
         return missing + [(file.path, *problem) for file, index in found for problem in index.meta["problems"]]
 
+    @functools.cached_property
+    def problem_count(self) -> int:
+        """How many there are in all."""
+        missing = len(self._all_files) - len(self._files)
+        return missing + sum(index.meta["problem_count"] for index in self._indexes)
+
     def count(self) -> int:
         return int(self._starts[-1])
 
@@ -163,14 +169,18 @@ class WebDataset(ImageText):
         return starts_of(len(index.arrays["key_ends"]) for index in self._indexes)
 
     def _tell_problems(self) -> None:
-        count = sum(index.meta["problem_count"] for index in self._indexes)
-        count += len(self._all_files) - len(self._files)
         path, key, why = self.problems[0]
         first = f"{path}{':' if key else ''}{key}: {why}"
         if self.damaged == "refuse":
-            more = f" (the first of {count} problems)" if count > 1 else ""
+            more = f" (the first of {self.problem_count} problems)" if self.problem_count > 1 else ""
             raise UserError(f"{first}{more}; damaged='skip' uses what is whole.")
-        logging.warning("%s: what is damaged is left out, problems: %d; the first: %s", self.path, count, first)
+        _warn(f"{self.path}: what is damaged is left out, problems: {self.problem_count}; the first: {first}")
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Once, however often a run makes its source."""
+    logging.warning("%s", line)
 
 
 def read_spans(storage: Storage, file: File, spans: dict[str, tuple[int, int]]) -> dict[str, bytes]:

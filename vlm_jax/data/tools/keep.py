@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ class Kept:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.source.class_names
+
+    @property
+    def problems(self) -> Sequence[tuple[str, str, str]]:
+        return getattr(self.source, "problems", ())
+
+    @property
+    def problem_count(self) -> int:
+        return getattr(self.source, "problem_count", 0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
