@@ -74,7 +74,7 @@ def test_class_folders(tmp_path, storage):
 
 def test_an_image_outside_the_class_folders(images, storage):
     source = Folder(str(images), text=None, class_folders=True, storage=storage)
-    with pytest.raises(UnreadableRecord, match=r"0\.png is unreadable: class '', which is none"):
+    with pytest.raises(UnreadableRecord, match=r"0\.png is unreadable: it has no class"):
         source[0]
 
 

@@ -160,11 +160,11 @@ def test_unreadable_records_name_file_and_row(tmp_path):
     with pytest.raises(UnreadableRecord):
         lists[3]
     names = Parquet(path, class_name_column="class_name", classes=NAMES)
-    with pytest.raises(UnreadableRecord, match="class None"):
+    with pytest.raises(UnreadableRecord, match="it has no class"):
         names[3]
     labels = Parquet(path, label_column="label", classes=NAMES)
-    for index in (3, 4, 5):
-        with pytest.raises(UnreadableRecord, match="label"):
+    for index, why in ((3, "it has no class"), (4, "label -1"), (5, "label 3, where there are 3 classes")):
+        with pytest.raises(UnreadableRecord, match=why):
             labels[index]
 
 

@@ -206,7 +206,7 @@ def test_unreadable_samples_name_file_and_key(tmp_path, storage):
         (b"{", "is not JSON"),
         (b'{"caption": 3, "label": 1}', "json:caption is '3'"),
         (b'{"caption": ["a", {}], "label": 1}', "wanted is a string or a list of strings"),
-        (b'["caption"]', "class None"),
+        (b'["caption"]', "it has no class"),
         (b'{"caption": "a", "label": 7}', "label 7, where there are 3 classes"),
         (b'{"caption": "a", "label": "eel"}', "class 'eel', which is none of the 3 classes"),
         (b'{"caption": "a", "label": -1}', "label -1"),

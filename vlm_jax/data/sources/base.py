@@ -199,12 +199,15 @@ class ImageText(abc.ABC):
         return record
 
     def _label(self, label: int | str | None) -> int:
+        if label is None or label == "":
+            raise Missing("it has no class")
         if isinstance(label, str) and label in self._labels:
             return self._labels[label]
         try:
             number = int(label) if isinstance(label, str) else operator.index(label)
         except (TypeError, ValueError):
-            raise Missing(f"class {label!r}, which is none of the {len(self.class_names)} classes") from None
+            known = f"which is none of the {len(self.class_names)} classes" if self.class_names else "give `classes`"
+            raise Missing(f"class {label!r}, {known}") from None
         if number < 0 or (self.class_names and number >= len(self.class_names)):
             raise Missing(f"label {number}, where there are {len(self.class_names)} classes")
         return number

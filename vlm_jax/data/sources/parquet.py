@@ -179,13 +179,15 @@ class Parquet:
         return record
 
     def _label(self, row: dict[str, Any]) -> int:
+        if row[self.label_column or self.class_name_column] is None:
+            raise Missing("it has no class")
         if self.label_column is None:
             name = row[self.class_name_column]
             if name not in self._labels:
                 raise Missing(f"class {name!r}, which is none of the {len(self.class_names)} classes")
             return self._labels[name]
         label = row[self.label_column]
-        if label is None or label < 0 or (self.class_names and label >= len(self.class_names)):
+        if label < 0 or (self.class_names and label >= len(self.class_names)):
             raise Missing(f"label {label}, where there are {len(self.class_names)} classes")
         return int(label)
 
