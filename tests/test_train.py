@@ -171,14 +171,16 @@ def test_another_number_of_workers_is_no_other_config(tmp_path, whole):
 
 
 MIXED = """
-from vlm_jax.config import bind
+from vlm_jax.config import bind, late
 from vlm_jax.configs import siglip_tiny
 
 
 def get_config(variant=""):
     config = siglip_tiny.get_config()
     part = lambda **options: bind("data.mixture.Part", source=bind("data.sources.shapes.Shapes", size=40), **options)
-    config.data.source = bind("data.mixture.Mixture", parts=dict(few=part(), many=part(weight=3)))
+    squashed = bind("data.image.ImageTransform", size=config.image.get_ref("size"), interpolation="box")
+    parts = dict(few=part(image=late("image")), many=part(image=squashed, weight=3))
+    config.data.source = bind("data.mixture.Mixture", parts=parts)
     return config
 """
 

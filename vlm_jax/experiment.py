@@ -180,8 +180,9 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
 
 
 def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experiment:
-    source = configs.build(config.data.source)
-    late = {"image": configs.build(config.image), "class_names": tuple(source.class_names)}
+    image = configs.build(config.image)
+    source = configs.build(config.data.source, image=image)  # parts of a mixture may have the transform of all
+    late = {"image": image, "class_names": tuple(source.class_names)}
     late["packing"] = None if config.get("packing") is None else configs.build(config.packing)
     if config.get("text") is not None:
         text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.plan.test_estimate import small
+from vlm_jax import config as configs
 from vlm_jax import main as program
 from vlm_jax import plan
 from vlm_jax.plan import estimate, fit, subject
@@ -78,6 +79,23 @@ def made_up(**values) -> Estimate:
 def planned(**values):
     experiment = subject.experiment_of(small(batch_size=32768, total_epochs=None, total_steps=1000))
     return result(made_up(**values), experiment, parse("v5e:16x16"), knows_total=True)
+
+
+def test_of_packed_rows_images_are_counted():
+    """12 rows of navit_tiny hold 60 images."""
+    experiment = subject.experiment_of(configs.load("navit_tiny"))
+    found = result(made_up(), experiment, parse("v5e:16x16"), knows_total=True)
+    assert found["batch_size"] == 12
+    assert found["examples_per_s"] == pytest.approx(60 / 0.110)
+    assert found["flops"]["example"] == pytest.approx(found["flops"]["step"] / 60)
+
+
+def test_epochs_of_a_mixture_whose_part_has_the_transform_of_all():
+    config = small(total_examples=None, total_epochs=2)
+    part = configs.bind("data.mixture.Part", source=config.data.source, image=configs.late("image"))
+    length = config.data.source.size
+    config.data.source = configs.bind("data.mixture.Mixture", parts={"only": part})
+    assert subject.experiment_of(config).data.source.length == length
 
 
 def test_times_add_up():

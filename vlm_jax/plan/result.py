@@ -23,7 +23,7 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
     A step takes what computes or moves data longest, and then the messages that nothing runs beside.
     """
     found, values = estimate.compiled, estimate.compiled.values
-    chip, n, batch = topology.chip, topology.size, experiment.batch_size
+    chip, n, examples = topology.chip, topology.size, experiment.examples
     peak = (experiment.peak_tflops or peak_tflops(chip.kind) or 0.0) * 1e12
     flops = values.get("model_flops", 0.0)
     floor = 1e3 * flops / (peak * n) if peak else None
@@ -32,7 +32,7 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
         "estimates": True,
         "topology": topology.name,
         "devices": n,
-        "batch_size": batch,
+        "batch_size": experiment.batch_size,
         "parameters": int(values.get("parameters", 0)),
         "fits": estimate.fits,
         "source": estimate.source,
@@ -40,7 +40,7 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
         "hbm_bytes": _memory(estimate),
         "flops": {
             "step": flops,
-            "example": flops / batch,
+            "example": flops / examples,
             "compiler_step": values.get("compiler_flops") or None,
         },
         "floor_ms": floor,
@@ -78,7 +78,7 @@ def result(estimate: Estimate, experiment: Experiment, topology: Topology, *, kn
         return out
     busy = {"compute": compute, "HBM": hbm or 0.0, "network": network or 0.0}
     step = max(compute, hbm or 0.0, overlapped) + sync
-    rate = 1e3 * batch / step
+    rate = 1e3 * examples / step
     out |= {"step_ms": step, "bound": max(busy, key=busy.get), "examples_per_s": rate}
     out["mfu"] = floor / step if floor else None
     if knows_total:

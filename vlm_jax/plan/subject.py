@@ -115,7 +115,7 @@ def _epoch(config: Mapping) -> int:
     if config.get("total_epochs") is None:
         return 0
     try:
-        return len(configs.build(config.data.source))
+        return len(configs.build(config.data.source, image=configs.build(config.image)))
     except UserError:
         return 0
 
