@@ -20,6 +20,7 @@ from vlm_jax.config import bind
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.order import permutation
+from vlm_jax.data.packing import Packing
 from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.reader import LONGEST_CAPTION
 from vlm_jax.data.text import Text
@@ -249,6 +250,19 @@ def test_a_changed_mixture_goes_on_where_each_source_stood():
     assert after["rows"] == {name: len(of(name, told(head) + told(middle))) for name in after["rows"]}
     assert len(of("few", told(middle) + told(tail))) > 40 and len(of("books", rows)) > 10
     assert after["origin"] == {"index": 40, "rows": {"books": 0, **state["rows"]}}
+
+
+@pytest.mark.parametrize("packing", [None, Packing(patch_size=4, tokens=8, rows=2, examples=3, budgets=(4,))])
+def test_overfitting_changed_data_repeats_them_and_forgets_nothing(packing):
+    make_packed = lambda parts: dataclasses.replace(make(**parts), packing=packing)
+    changed = make_packed(two(few=dict(weight=5.0)))
+    _, state = take(make_packed(two()), 5)
+    expected, after = take(changed, 2, state=state, allow_change=True)
+    batches, end = take(changed, 6, state=after, overfit_batches=2)
+    same(batches, {name: np.concatenate([array] * 3) for name, array in expected.items()})
+    assert end["origin"] == after["origin"] and end["origin"]["index"] > 0
+    on, _ = take(changed, 1, state=end)
+    same(on, {name: array[-8:] for name, array in take(changed, 7, state=after)[0].items()})
 
 
 def test_a_source_becomes_part_of_a_mixture():

@@ -123,6 +123,10 @@ class Pipeline:
         """The index of the first example in the row, or in the packed window that it begins."""
         return row if self.packing is None else row // self.packing.rows * self.packing.examples
 
+    def first_row(self, example: int) -> int:
+        """The row that holds the example, or the first of its packed window."""
+        return example if self.packing is None else example // self.packing.examples * self.packing.rows
+
     def batches(
         self,
         *,
@@ -145,7 +149,7 @@ class Pipeline:
           state: what `Batches.state` gave, to go on from there; `next_index` is then the state's.
           allow_change: go on with the state although the data is not what it was: each source of a mixture goes on
             where it stood, by its name, and a new one begins.
-          overfit_batches: repeat the first so many batches for ever.
+          overfit_batches: repeat for ever the first so many batches, of changed data since they did.
           counted: the rows whose unreadable records this process counts, all of `rows` unless given; where several
             processes hold a row, one of them counts it.
 
@@ -177,30 +181,37 @@ class Pipeline:
             next_index = state["next_index"]
             origin = data_state.origin(state, now, self.first_example(next_index)) if changes else state["origin"]
         options = {}
-        if origin is not None and not overfit_batches:
+        if origin is not None:
             options = {"begin": origin["index"], "already": tuple(origin["rows"][name] for name in self.parts)}
         weights = tuple(part.weight for part in self.parts.values())
         apportionment = Apportionment(tuple(self.parts), weights, seed, **options)
         counted = rows if counted is None else counted
         make = (Rows if self.packing is None else PackedRows)(self, seed, apportionment)
-        load = _Load(make, next_index, batch_size, overfit_batches, counted)
+        repeat = (self.first_row(apportionment.begin), batch_size * overfit_batches) if overfit_batches else None
+        load = _Load(make, next_index, batch_size, repeat, counted)
         return Batches(self, seed, load, rows, state or {})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """Rows of a step, and what is unreadable of them: index, source, key, reason."""
+    """Rows of a step, and what is unreadable of them: index, source, key, reason.
+
+    Where there is `repeat`, (first, count), its `count` rows from `first` on come again and again.
+    """
 
     make: Rows
     next_index: int
     batch_size: int
-    overfit_batches: int | None
+    repeat: tuple[int, int] | None
     counted: np.ndarray
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str, str]]]:
         indices = self.next_index + step * self.batch_size + rows
-        repeated = indices % (self.batch_size * self.overfit_batches) if self.overfit_batches else indices
-        batch, unreadable = self.make(repeated)
+        made = indices
+        if self.repeat is not None:
+            first, count = self.repeat
+            made = first + (indices - first) % count
+        batch, unreadable = self.make(made)
         own = np.isin(rows, self.counted)
         return batch, [(int(indices[at]), *what) for at, *what in unreadable if own[at]]
 
