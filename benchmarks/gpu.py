@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -132,7 +133,11 @@ def measure_peer(size: Size, batch: int, repeats: int) -> dict[str, Any]:
 
 
 def import_open_clip():
-    """The package; also beside a torch of another build than torchvision's, whose operators are then not there."""
+    return import_on_torchvision("open_clip")
+
+
+def import_on_torchvision(name: str):
+    """A module; also beside a torch of another build than torchvision's, whose operators are then not there."""
     import torch
 
     register = torch.library.register_fake
@@ -140,10 +145,9 @@ def import_open_clip():
     if not torch.cuda.is_available():
         torch.library.register_fake = ignore
     try:
-        import open_clip
+        return importlib.import_module(name)
     finally:
         torch.library.register_fake = register
-    return open_clip
 
 
 def open_clip_model(open_clip, size: Size):

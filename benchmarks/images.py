@@ -30,8 +30,8 @@ AUGMENTATIONS = (
 )
 
 
-def photograph(h: int, w: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
+def photograph(h: int, w: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
     total = np.zeros((h, w, 3))
     for scale in (2, 8, 32, 128):
         noise = rng.normal(size=(3, max(2, h // scale), max(2, w // scale))).astype(np.float32)
@@ -40,9 +40,9 @@ def photograph(h: int, w: int) -> np.ndarray:
     return (128 + 50 * total / total.std()).clip(0, 255).astype(np.uint8)
 
 
-def jpeg(array: np.ndarray) -> bytes:
+def jpeg(array: np.ndarray, quality: int = 85) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(array).save(file, "JPEG", quality=85)
+    Image.fromarray(array).save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shutil
 import tempfile
 import time
 
@@ -59,18 +60,21 @@ def seconds(call) -> float:
     return time.perf_counter() - start
 
 
-def large_index(folder: pathlib.Path, samples: int, storage: Storage) -> str:
-    """The path of a tar whose index says that it holds so many samples of two members."""
-    path = folder / "large.tar"
+def large_index(folder: pathlib.Path, samples: int, storage: Storage, tars: int = 1) -> str:
+    """The folder of tars whose indexes say that they hold so many samples, of two members, together."""
+    large, each = folder / f"large_{tars}", samples // tars
     convert(Noise(1, 100), folder / "one", "tar")
-    (folder / "one/00000.tar").rename(path)
-    one = tar_index.make_tar_index(local_file(path), storage)
+    large.mkdir()
+    paths = [large / f"{k:05}.tar" for k in range(tars)]
+    for path in paths:
+        shutil.copyfile(folder / "one/00000.tar", path)
+    one = tar_index.make_tar_index(local_file(paths[0]), storage)
     members = len(one.arrays["offset"])
-    columns = {name: np.tile(one.arrays[name], samples) for name in ("offset", "size", "extension")}
-    keys = {"keys": np.full(9 * samples, ord("0"), np.uint8), "key_ends": 9 * np.arange(1, samples + 1)}
-    index = Index(one.meta, {"first": members * np.arange(samples + 1), **columns, **keys})
-    indexes([local_file(path)], tar_index.KIND, lambda _: index, storage)
-    return str(path)
+    columns = {name: np.tile(one.arrays[name], each) for name in ("offset", "size", "extension")}
+    keys = {"keys": np.full(9 * each, ord("0"), np.uint8), "key_ends": 9 * np.arange(1, each + 1)}
+    index = Index(one.meta, {"first": members * np.arange(each + 1), **columns, **keys})
+    indexes([local_file(path) for path in paths], tar_index.KIND, lambda _: index, storage)
+    return str(large)
 
 
 def main() -> None:
