@@ -124,8 +124,8 @@ class Experiment:
             if evaluator.weights == "ema" and self.ema is None:
                 raise UserError(f"config.evals.{name}.weights=ema needs config.ema, for example 0.9999.")
         spec = self.task.batch_spec(1)
-        if "image" in spec and spec["image"].shape[1] != self.image.size:
-            size = spec["image"].shape[1]
+        if "image" in spec and spec["image"].shape[-2] != self.image.size:
+            size = spec["image"].shape[-2]
             raise UserError(
                 f"config.image.size={self.image.size}, the model takes images of {size}; set both to one value."
             )

@@ -23,6 +23,8 @@ from vlm_jax.data.reader import Example, Reader
 from vlm_jax.data.rows import Rows
 from vlm_jax.data.stream import stream
 from vlm_jax.data.text import Text, caption_ids
+from vlm_jax.data.tiles import Tiles
+from vlm_jax.data.tiles_rows import TiledRows
 from vlm_jax.data.workers import WorkerStream
 from vlm_jax.errors import UserError
 
@@ -49,6 +51,7 @@ class Pipeline:
       shuffle: False takes each source in its own order, every epoch.
       packing: puts several images, at their own aspect ratio, into a row, and what is said above of row g holds of
         example g. None: a row is an example.
+      tiles: cuts images into tiles of `image.size`, with a thumbnail; see `vlm_jax.data.tiles_rows` for the batch.
     """
 
     source: Any
@@ -60,6 +63,7 @@ class Pipeline:
     prefetch: int = 2
     shuffle: bool = True
     packing: Packing | None = None
+    tiles: Tiles | None = None
 
     def __post_init__(self):
         self.validate()
@@ -75,10 +79,15 @@ class Pipeline:
                     "set both to one value."
                 )
 
+        if self.packing is not None and self.tiles is not None:
+            raise UserError(
+                "Pipeline.packing and Pipeline.tiles are two ways to see more of an image; set one of them."
+            )
+        if (layout := self.packing or self.tiles) is not None:
+            for part in self.parts.values():
+                layout.transform(part.image or self.image)
         if self.packing is None:
             return
-        for part in self.parts.values():
-            self.packing.transform(part.image or self.image)
         if self.text is not None and self.packing.text_tokens < self.text.length:
             raise UserError(
                 f"Packing.text_tokens={self.packing.text_tokens} is less than a text of length={self.text.length}; "
@@ -186,7 +195,8 @@ class Pipeline:
         weights = tuple(part.weight for part in self.parts.values())
         apportionment = Apportionment(tuple(self.parts), weights, seed, **options)
         counted = rows if counted is None else counted
-        make = (Rows if self.packing is None else PackedRows)(self, seed, apportionment)
+        rows_of = PackedRows if self.packing is not None else Rows if self.tiles is None else TiledRows
+        make = rows_of(self, seed, apportionment)
         repeat = (self.first_row(apportionment.begin), batch_size * overfit_batches) if overfit_batches else None
         load = _Load(make, next_index, batch_size, repeat, counted)
         return Batches(self, seed, load, rows, state or {})
@@ -222,7 +232,8 @@ class Batches:
     A batch is a dict of arrays with one entry for each of the process' rows: `image` uint8 [b, H, W, 3], `example_id`
     uint32 [b, 2] (high and low half of the global example index), with text `text` int32 [b, L] and `caption_id` int32
     [b] (equal for equal rows of text), and `label` int32 [b] (-1 where a record has none) where the source has class
-    names. Packed batches have what `Packing.spec` says, and `example_id` [b, images, 2].
+    names. Packed batches have what `Packing.spec` says, and `example_id` [b, images, 2]; tiled ones `image` [b, tiles,
+    H, W, 3] and what `TiledRows` says.
     """
 
     def __init__(self, pipeline: Pipeline, seed: int, load: _Load, rows: np.ndarray, state: dict):

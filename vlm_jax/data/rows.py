@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,13 +55,16 @@ class Rows:
                 captions.append(part.choose(example.texts, rng.random()))
             images.append(part.augment(example.image, rng))
             labels.append(example.label if part.labelled else -1)
-        batch = {"image": np.stack(images), "example_id": halves(indices)}
+        batch = {**self._stack(images), "example_id": halves(indices)}
         if self._pipeline.text is not None:
             batch["text"] = self._pipeline.text(captions)
             batch["caption_id"] = caption_ids(batch["text"])
         if self._with_label:
             batch["label"] = np.array(labels, np.int32)
         return batch, unreadable
+
+    def _stack(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
+        return {"image": np.stack(images)}
 
     def examples(self, indices: np.ndarray) -> Iterator[tuple[_PartReader, Example, tuple[str, str] | None]]:
         """Of each example its source, itself, and key and reason where its own record was unreadable."""
@@ -78,7 +81,8 @@ class _PartReader:
 
     def __init__(self, name, part, pipeline, seed, alone):
         image = part.image or pipeline.image
-        image = image if pipeline.packing is None else pipeline.packing.transform(image)
+        layout = pipeline.packing or pipeline.tiles
+        image = image if layout is None else layout.transform(image)
         self.name, self.choose, self.augment = name, part.choose, image.augment
         self.labelled = bool(part.source.class_names)
         self._source, self._seed, self._shuffle, self._alone = part.source, seed, pipeline.shuffle, alone

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from vlm_jax.data.augment import GREY
-from vlm_jax.data.image import INTERPOLATIONS, Interpolation, open_image
+from vlm_jax.data.image import INTERPOLATIONS, ImageTransform, Interpolation, open_image
 from vlm_jax.errors import UserError, closest
 
 Grid = tuple[int, int]  # rows, columns
@@ -97,6 +97,18 @@ class Tiles:
             tiles = np.concatenate([whole[None], tiles])
         return Tiled(tiles, grid, (x, y, x + w, y + h))
 
+    def transform(self, image: ImageTransform) -> TileTransform:
+        """What reads images in place of `image`.
+
+        Raises: UserError where `image` has another size, or varies images, which tiles show as they are.
+        """
+        if image.size != self.size:
+            raise UserError(f"Tiles.size={self.size}, ImageTransform.size={image.size}; set both to one value.")
+        for field in ("random_resized_crop", "flip", "pad_crop", "augmentation"):
+            if getattr(image, field):
+                raise UserError(f"ImageTransform.{field} varies images, which tiles show as they are; leave it out.")
+        return TileTransform(self)
+
     def stack(
         self, images: Sequence[Tiled]
     ) -> tuple[UInt8[np.ndarray, "batch most size size 3"], Bool[np.ndarray, "batch most"]]:
@@ -107,6 +119,20 @@ class Tiles:
             tiles[row, : len(image.tiles)] = image.tiles
             mask[row, : len(image.tiles)] = True
         return tiles, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class TileTransform:
+    """Tiles in two parts, as `ImageTransform` has; the random one is empty."""
+
+    tiles: Tiles
+
+    def decode_resize(self, image) -> Tiled:
+        """The deterministic part. Raises: UnreadableImage."""
+        return self.tiles(image)
+
+    def augment(self, tiled: Tiled, rng: np.random.Generator) -> Tiled:
+        return tiled
 
 
 def best_grid(h: int, w: int, grids: Sequence[Grid], size: int) -> Grid:
