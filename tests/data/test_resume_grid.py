@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.numbered import PLAIN, TEXT, VARIED, Numbered, same, take
+from vlm_jax.data.documents import Documents
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.packing import Packing
 from vlm_jax.data.pipeline import Pipeline
@@ -21,17 +22,22 @@ KINDS = list(itertools.product(HOSTS, WORKERS))
 BATCH, HEAD, TAIL = 8, 2, 2
 DAMAGED = ((3, b"junk"), (7, b""), (11, "\udcff"))
 # A window is on two hosts where there are four.
-PACKING = Packing(
-    patch_size=2,
-    tokens=40,
-    images=3,
-    text_tokens=48,
-    examples=8,
-    rows=4,
-    budgets=(4, 9, 16),
-    smallest=2,
-    drop=(0, 0.2, 0),
+PACKED = dict(
+    image=PLAIN,
+    packing=Packing(
+        patch_size=2,
+        tokens=40,
+        images=3,
+        text_tokens=48,
+        examples=8,
+        rows=4,
+        budgets=(4, 9, 16),
+        smallest=2,
+        drop=(0, 0.2, 0),
+    ),
 )
+# Too short for a caption and an image: a window of them is drawn.
+DOCUMENTS = dict(documents=Documents(images=1, image_tokens=4))
 
 
 def source(length: int) -> Numbered:
@@ -48,18 +54,17 @@ def mixture(length: int) -> Mixture:
 
 # Lengths for which a restart is in the middle of an epoch, with the end of one before it and of another after it.
 DATA = {
-    "source": (source(13), None),
-    "mixture": (mixture(5), None),
-    "packed": (source(13), PACKING),
-    "packed mixture": (mixture(5), PACKING),
+    "source": (source(13), {}),
+    "mixture": (mixture(5), {}),
+    "packed": (source(13), PACKED),
+    "packed mixture": (mixture(5), PACKED),
+    "documents": (mixture(5), DOCUMENTS),
 }
 
 
 def make(data: str, **options) -> Pipeline:
-    records, packing = DATA[data]
-    return Pipeline(
-        records, image=PLAIN if packing else VARIED, text=TEXT, packing=packing, **{"threads": 0, **options}
-    )
+    records, rows = DATA[data]
+    return Pipeline(records, **{"image": VARIED, "text": TEXT, "threads": 0, **rows, **options})
 
 
 def of_hosts(pipeline, hosts, count, **options):
@@ -133,6 +138,7 @@ def test_the_grid_tests_what_it_says(data):
         ("mixture", (4, 1), (1, 3)),
         ("packed", (2, 0), (4, 1)),
         ("packed mixture", (1, 1), (2, 2)),
+        ("documents", (1, 2), (4, 0)),
         *((data, (4, 0), (2, 0)) for data in DATA),
     ],
 )

@@ -85,7 +85,7 @@ def test_damaged_images_are_replaced_and_counted():
     [
         (dict(image=ImageTransform(size=9)), r"^Tiles\.size=8, ImageTransform\.size=9; set both to one value\.$"),
         (dict(image=ImageTransform(size=8, flip=True)), r"^ImageTransform\.flip varies images, which tiles show"),
-        (dict(packing=Packing(patch_size=4)), r"^Pipeline\.packing and Pipeline\.tiles"),
+        (dict(packing=Packing(patch_size=4)), r"^Pipeline\.packing and tiles say each what a row holds"),
     ],
 )
 def test_what_does_not_go_with_tiles(options, message):

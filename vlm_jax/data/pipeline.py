@@ -14,6 +14,8 @@ import numpy as np
 
 from vlm_jax.data import state as data_state
 from vlm_jax.data.apportion import Apportionment
+from vlm_jax.data.documents import Documents
+from vlm_jax.data.documents_rows import DocumentRows
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
@@ -52,6 +54,7 @@ class Pipeline:
       packing: puts several images, at their own aspect ratio, into a row, and what is said above of row g holds of
         example g. None: a row is an example.
       tiles: cuts images into tiles of `image.size`, with a thumbnail; see `vlm_jax.data.tiles_rows` for the batch.
+      documents: rows hold documents of texts and images (`data.sources.interleaved.Interleaved`), or pairs as such.
     """
 
     source: Any
@@ -64,6 +67,7 @@ class Pipeline:
     shuffle: bool = True
     packing: Packing | None = None
     tiles: Tiles | None = None
+    documents: Documents | None = None
 
     def __post_init__(self):
         self.validate()
@@ -79,10 +83,11 @@ class Pipeline:
                     "set both to one value."
                 )
 
-        if self.packing is not None and self.tiles is not None:
-            raise UserError(
-                "Pipeline.packing and Pipeline.tiles are two ways to see more of an image; set one of them."
-            )
+        layouts = [name for name in ("packing", "tiles", "documents") if getattr(self, name) is not None]
+        if len(layouts) > 1:
+            raise UserError(f"Pipeline.{' and '.join(layouts)} say each what a row holds; set one of them.")
+        if self.documents is not None:
+            self.documents.check(self.text)
         if (layout := self.packing or self.tiles) is not None:
             for part in self.parts.values():
                 layout.transform(part.image or self.image)
@@ -111,6 +116,14 @@ class Pipeline:
         return [
             f"{file}{':' if key else ''}{key}: {why}" for file, key, why in itertools.islice(found, data_state.NAMED)
         ]
+
+    @property
+    def _rows(self) -> type[Rows]:
+        if self.packing is not None:
+            return PackedRows
+        if self.tiles is not None:
+            return TiledRows
+        return Rows if self.documents is None else DocumentRows
 
     def describe(self) -> list[dict]:
         """What the data is, for the state of a checkpoint."""
@@ -195,8 +208,7 @@ class Pipeline:
         weights = tuple(part.weight for part in self.parts.values())
         apportionment = Apportionment(tuple(self.parts), weights, seed, **options)
         counted = rows if counted is None else counted
-        rows_of = PackedRows if self.packing is not None else Rows if self.tiles is None else TiledRows
-        make = rows_of(self, seed, apportionment)
+        make = self._rows(self, seed, apportionment)
         repeat = (self.first_row(apportionment.begin), batch_size * overfit_batches) if overfit_batches else None
         load = _Load(make, next_index, batch_size, repeat, counted)
         return Batches(self, seed, load, rows, state or {})
@@ -233,7 +245,7 @@ class Batches:
     uint32 [b, 2] (high and low half of the global example index), with text `text` int32 [b, L] and `caption_id` int32
     [b] (equal for equal rows of text), and `label` int32 [b] (-1 where a record has none) where the source has class
     names. Packed batches have what `Packing.spec` says, and `example_id` [b, images, 2]; tiled ones `image` [b, tiles,
-    H, W, 3] and what `TiledRows` says.
+    H, W, 3] and what `TiledRows` says; documents what `Documents.spec` says.
     """
 
     def __init__(self, pipeline: Pipeline, seed: int, load: _Load, rows: np.ndarray, state: dict):

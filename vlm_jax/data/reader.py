@@ -68,19 +68,19 @@ class Reader:
             image = self.decode(record["image"])
             label = -1 if record.get("label") is None else int(record["label"])
             return Example(image, self._texts(record, label) if self.needs_text else (), label)
-        except (UnreadableImage, _UnreadableText) as error:
+        except (UnreadableImage, UnreadableText) as error:
             raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
 
     def _texts(self, record: dict, label: int) -> tuple[str, ...]:
         if self.templates:
             names = self.source.class_names
             if not 0 <= label < len(names):
-                raise _UnreadableText("it has no class name")
+                raise UnreadableText("it has no class name")
             return tuple(template.format(names[label]) for template in self.templates)
         text = record.get("text") or ()
-        texts = tuple(t for t in ((text,) if isinstance(text, (str, bytes)) else text) if _says_something(t))
+        texts = tuple(t for t in ((text,) if isinstance(text, (str, bytes)) else text) if says_something(t))
         if not texts:
-            raise _UnreadableText("it has no text")
+            raise UnreadableText("it has no text")
         return texts
 
     def record(self, index: int) -> dict:
@@ -105,21 +105,21 @@ class Reader:
             raise UnreadableRecord(self.source.name, str(index), f"its text is not UTF-8: {error.reason}") from error
 
 
-class _UnreadableText(ValueError):
+class UnreadableText(ValueError):
     """A caption that cannot be trained on; its text is the reason, in one line."""
 
 
-def _says_something(text: Any) -> bool:
-    """Whether a caption is more than blanks. Raises _UnreadableText."""
+def says_something(text: Any) -> bool:
+    """Whether a text is more than blanks. Raises: UnreadableText."""
     if not text:
         return False
     if not isinstance(text, str):
-        raise _UnreadableText(f"its text is of type {type(text).__name__}")
+        raise UnreadableText(f"its text is of type {type(text).__name__}")
     if len(text) > LONGEST_CAPTION:
-        raise _UnreadableText(f"a caption of {len(text)} characters, the most is {LONGEST_CAPTION}")
+        raise UnreadableText(f"a caption of {len(text)} characters, the most is {LONGEST_CAPTION}")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, or a byte that was let through when it was read
-            raise _UnreadableText(f"its text is not UTF-8: {error.reason}") from error
+            raise UnreadableText(f"its text is not UTF-8: {error.reason}") from error
     return not text.isspace()

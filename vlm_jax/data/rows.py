@@ -24,11 +24,13 @@ MOST_UNREADABLE = 1000
 class Rows:
     """Makes the rows of any global example indices: reads, decodes, augments, tokenizes. It pickles."""
 
+    reader = Reader
+
     def __init__(self, pipeline: Pipeline, seed: int, apportionment: Apportionment):
         self._pipeline, self._seed, self.apportionment = pipeline, seed, apportionment
         self._with_label = bool(pipeline.source.class_names)
         self._parts = [
-            _PartReader(name, part, pipeline, seed, alone=len(pipeline.parts) == 1)
+            _PartReader(name, part, pipeline, seed, self.reader, alone=len(pipeline.parts) == 1)
             for name, part in pipeline.parts.items()
         ]
 
@@ -79,7 +81,7 @@ class Rows:
 class _PartReader:
     """Examples of one source by their turn: turn t is position `t mod length` of the order of epoch `t div length`."""
 
-    def __init__(self, name, part, pipeline, seed, alone):
+    def __init__(self, name, part, pipeline, seed, reader, alone):
         image = part.image or pipeline.image
         layout = pipeline.packing or pipeline.tiles
         image = image if layout is None else layout.transform(image)
@@ -87,7 +89,7 @@ class _PartReader:
         self.labelled = bool(part.source.class_names)
         self._source, self._seed, self._shuffle, self._alone = part.source, seed, pipeline.shuffle, alone
         self._length = len(part.source)
-        self._read = Reader(
+        self._read = reader(
             part.source,
             image.decode_resize,
             needs_text=pipeline.text is not None,
