@@ -259,7 +259,9 @@ class Run:
         """The records that could not be read."""
         count = self.batches.unreadable if self.batches else 0
         named = [f"{key}: {why}" for key, why in self.batches.unreadable_first] if count else []
-        return [f"{count} unreadable records were replaced by the next one", *named] if count else []
+        head = f"{count} unreadable records were replaced by the next one"
+        head += ", or used without the images that they lack" if self.experiment.data.documents else ""
+        return [head, *named] if count else []
 
     def finish(self, state: TrainState, step: int, stopped: bool) -> None:
         """Waits for the last save and says where everything is."""

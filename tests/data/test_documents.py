@@ -207,6 +207,17 @@ def test_obelics_as_batches(tmp_path):
     assert texts == [f"text {k}" for k in range(9)]
 
 
+def test_images_that_are_not_there_are_left_out_and_told(tmp_path):
+    documents = [{"texts": [f"text {k}", None], "images": [None, f"{k}.png"]} for k in range(4)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    for k in (0, 1, 3):
+        (tmp_path / f"{k}.png").write_bytes(png(k))
+    source = Interleaved(str(tmp_path / "x.jsonl"), images=str(tmp_path), missing="drop")
+    batch, state = take(make(source, shuffle=False), 1, batch_size=4)
+    assert batch["image_mask"].sum(1).tolist() == [1, 1, 0, 1] and batch["text_mask"].any(1).all()
+    assert state["unreadable"] == 1 and state["unreadable_first"] == [["x.jsonl:2", "images that it lacks: 1"]]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -127,9 +127,15 @@ class Documents:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A record as it is before augmentation and tokens: texts (of a pair its captions) and decoded images, in order."""
+    """A record as it is before augmentation and tokens.
+
+    Attributes:
+      parts: texts (of a pair its captions) and decoded images, in order.
+      lacks: key and reason, where the source has left out some of its images.
+    """
 
     parts: tuple[str | tuple[str, ...] | UInt8[np.ndarray, "H W 3"], ...]
+    lacks: tuple[str, str] | None = None
 
 
 class DocumentReader(Reader):
@@ -140,14 +146,15 @@ class DocumentReader(Reader):
         if "parts" not in record:
             pair: Example = super().example(record, index)
             return Document((pair.image, pair.texts))
+        key, dropped = str(record.get("key", index)), record.get("dropped")
         try:
             kept = (part for part in record["parts"] if not isinstance(part, str) or says_something(part))
             parts = tuple(self._part(part) for part in kept)
             if not any(isinstance(part, str) for part in parts):
                 raise UnreadableText("it has no text")
-            return Document(parts)
         except (UnreadableImage, UnreadableText) as error:
-            raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
+            raise UnreadableRecord(self.source.name, key, str(error)) from error
+        return Document(parts, (key, f"images that it lacks: {dropped}") if dropped else None)
 
     def _part(self, part: Any) -> str | np.ndarray:
         return part if isinstance(part, str) else self.decode(part)

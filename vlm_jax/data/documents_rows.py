@@ -23,15 +23,15 @@ class DocumentRows(Rows):
         return pipeline.documents.spec(pipeline.image.size, pipeline.text.length) | {"example_id": ((2,), "uint32")}
 
     def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str, str]]]:
-        """The rows, and place, source, key and reason of each one whose own record was unreadable."""
+        """The rows, and place, source, key and reason of each one whose own record was unreadable, or lacks images."""
         documents, text = self._pipeline.documents, self._pipeline.text
         batch = {name: np.zeros((len(indices), *shape), dtype) for name, (shape, dtype) in self.spec.items()}
         batch["text"] += np.int32(text.pad_id)
         batch["example_id"] = halves(indices)
         generator, unreadable = RowGenerator(self._seed), []
         for at, (index, (part, document, failure)) in enumerate(zip(indices.tolist(), self.examples(indices))):
-            if failure is not None:
-                unreadable.append((at, part.name, *failure))
+            if (told := failure or document.lacks) is not None:
+                unreadable.append((at, part.name, *told))
             rng = generator(index)
             parts = self._parts_of(document, part, rng.random())
             placed = documents.place([self._tokens(part) for part in parts], text, rng.random())

@@ -7,9 +7,14 @@ import pickle
 import numpy as np
 import pytest
 
+from tests.data.sources.tars import sample, write_tar
 from vlm_jax import config
 from vlm_jax.config import bind
+from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.sources.shapes import Shapes
+from vlm_jax.data.sources.webdataset import WebDataset
+from vlm_jax.data.storage import Storage
 from vlm_jax.data.tools.keep import Kept, write_keep
 from vlm_jax.errors import UserError
 
@@ -42,6 +47,15 @@ def test_a_pipeline_trains_on_them(keep):
     labels = sorted(next(batches)["label"].tolist())
     batches.close()
     assert labels == sorted(Shapes(size=10)[int(k)]["label"] for k in RECORDS)
+
+
+def test_what_the_source_left_out_as_damaged_is_told(tmp_path):
+    write_tar(tmp_path / "x.tar", [*sample(1), *sample(2), *sample(1)])
+    source = WebDataset(str(tmp_path / "x.tar"), damaged="skip", storage=Storage(cache_dir=str(tmp_path)))
+    write_keep(tmp_path / "keep.index", source, np.array([1]))
+    pipeline = Pipeline(Kept(source, str(tmp_path / "keep.index")), ImageTransform(size=4))
+    assert pipeline.damaged == source.problem_count == 4
+    assert all("x.tar:000000001: a second" in line for line in pipeline.damage)
 
 
 def test_another_source_and_other_files_are_refused(keep, tmp_path):
