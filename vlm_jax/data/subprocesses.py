@@ -41,7 +41,7 @@ def subprocesses(count: int, function: Callable[[Any], Any]) -> Iterator[Callabl
                 pickle.dump((function, argument), process.stdin)
                 process.stdin.flush()
                 result, error = pickle.load(process.stdout)
-            except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            except (EOFError, BrokenPipeError, ValueError, pickle.UnpicklingError):  # ValueError: closed meanwhile
                 raise RuntimeError(f"a subprocess ended with code {process.wait()}") from None
             finally:
                 free.put(process)
