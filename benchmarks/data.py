@@ -1,6 +1,6 @@
 """Input pipelines side by side: images a second for each core, memory over 100,000 examples, opening a large index.
 
-    python -m benchmarks.data [--seconds=3] [--rounds=3] [--cores=2] [--images=500] [--output=benchmarks/results]
+    python -m benchmarks.data [--seconds=2] [--rounds=3] [--cores=2] [--images=500] [--output=benchmarks/results]
 
 JPEG of 640 x 480 becomes 224 x 224 with its caption's tokens, in shuffled batches: by this package, by tf.data and by
 torch with webdataset, as far as they are installed (pip install tensorflow-cpu torch==2.13.0 torchvision webdataset).
@@ -53,15 +53,16 @@ class Photographs:
     name, fingerprint, class_names = "photographs", "", ()
 
     def __init__(self, count: int, height: int, width: int, different: int):
-        self._count, self._captions = count, Shapes(size=count, image_size=8)
+        scenes = Shapes(size=min(count, 1000), image_size=8)
+        self._count, self._captions = count, [scenes[k]["text"][0] for k in range(len(scenes))]
         self._images = [jpeg(photograph(height, width, k), quality=95) for k in range(different)]
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, k: int) -> dict:
-        caption = f"{self._captions[k % 1000]['text'][0]}, picture {k}"
-        return {"image": self._images[k % len(self._images)], "text": caption}
+        caption = self._captions[k % len(self._captions)]
+        return {"image": self._images[k % len(self._images)], "text": f"{caption}, picture {k}"}
 
 
 def write(folder: pathlib.Path, source: Photographs) -> None:
@@ -91,7 +92,7 @@ def memory(folder: pathlib.Path, workers: int) -> dict[str, Any]:
     batches = pipeline.batches(seed=0, batch_size=BATCH, rows=np.arange(BATCH))
     seen, held, begin = 0, [], time.perf_counter()
     for mark in (int(part * len(source)) for part in MARKS):
-        while seen < max(mark, 4 * BATCH):  # at the start everything is loaded, and some batches prepared ahead
+        while seen < max(mark, 8 * BATCH):  # at the start everything is loaded, and some batches prepared ahead
             next(batches)
             seen += BATCH
         held.append(round(bench.megabytes(), 1))
@@ -221,7 +222,7 @@ def openings(folder: pathlib.Path, samples: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement, after a warm-up")
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement, after a warm-up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="the most that pipelines are bound to; 1 comes first")
     parser.add_argument("--images", type=int, default=500, help="different ones; they are read again and again")
@@ -237,7 +238,7 @@ def main() -> None:
         parser.error("this system cannot bind a process to cores; Linux can")
     here = len(os.sched_getaffinity(0))
     cores = sorted({1, min(options.cores, here)})
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
     results = {
         "machine": {"cores": here, "cpu": cpu_name(), "python": platform.python_version()},
         "versions": {name: installed[name] for name in VERSIONS if name in installed},

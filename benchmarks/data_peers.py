@@ -22,7 +22,7 @@ from vlm_jax.data.sources.webdataset import WebDataset
 from vlm_jax.data.storage import Storage
 from vlm_jax.data.text import Text
 
-BATCH, SIZE = 256, 224
+BATCH, SIZE = 128, 224
 TEXT = Text()
 RESERVOIR = 1000  # samples that peers shuffle in memory; open_clip has 5000
 OURS, TF, TORCH = "vlm_jax", "tf.data", "torch + webdataset"
