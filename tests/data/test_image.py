@@ -167,6 +167,7 @@ def test_crops_are_cut_from_enough_pixels():
         ({"crop_pct": 0.0}, "0 < crop_pct <= 1"),
         ({"crop_pct": 87.5}, "0 < crop_pct <= 1"),
         ({"fill": (0, 0, 256)}, "0 to 255"),
+        ({"resizer": "simt"}, "did you mean 'simd'"),
         ({"decoder": "simple"}, "'pillow', 'simplejpeg'|did you mean 'simplejpeg'"),
     ],
 )

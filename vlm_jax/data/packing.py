@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vlm_jax.data.image import ImageTransform, decode
+from vlm_jax.data.image import ImageTransform, decode, open_image
 from vlm_jax.data.packing_bins import first_fit_decreasing
+from vlm_jax.data.resize import resize
 from vlm_jax.errors import UserError
 
 # An image that has so many times the pixels of the largest budget is reduced as it is read, by a whole number.
@@ -226,12 +227,10 @@ class NativeTransform:
         self, array: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, grid: tuple[int, int]
     ) -> UInt8[np.ndarray, "rows cols 3"]:
         """Resized to `grid` patches, then varied as `image` says."""
-        from PIL import Image
-
         height, width = (side * self.patch_size for side in grid)
         if array.shape[:2] != (height, width):
-            method = Image.Resampling[self.image.interpolation.upper()]
-            array = np.asarray(Image.fromarray(array).resize((width, height), method))
+            image = self.image
+            array = resize(open_image(array, None), (width, height), image.interpolation, image.resizer)
         return self.image.augment(array, rng)
 
 

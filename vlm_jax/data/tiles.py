@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from vlm_jax.data.augment import GREY
-from vlm_jax.data.image import INTERPOLATIONS, ImageTransform, Interpolation, open_image
+from vlm_jax.data.image import ImageTransform, open_image
+from vlm_jax.data.resize import INTERPOLATIONS, Interpolation
 from vlm_jax.errors import UserError, closest
 
 Grid = tuple[int, int]  # rows, columns

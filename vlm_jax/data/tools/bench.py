@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="PIXELS", default=224, help="side of the images (default: 224)")
     parser.add_argument("--resize", metavar="HOW", default="squash", help="squash | crop | pad")
     parser.add_argument("--decoder", metavar="NAME", default="pillow", help="pillow | simplejpeg | full")
+    parser.add_argument("--resizer", metavar="NAME", default="pillow", help="pillow | simd")
     parser.add_argument("--prefetch", type=int, metavar="N", default=2, help="batches ahead (default: 2)")
     parser.add_argument("--seconds", type=float, metavar="S", default=10, help="of each measurement (default: 10)")
     parser.add_argument(
@@ -50,7 +51,7 @@ def check(flags: argparse.Namespace) -> None:
 
 def run(source: Any, flags: argparse.Namespace) -> Iterator[str]:
     """A line for each number of workers and threads, as soon as it is measured."""
-    image = ImageTransform(size=flags.size, resize=flags.resize, decoder=flags.decoder)
+    image = ImageTransform(flags.size, flags.resize, decoder=flags.decoder, resizer=flags.resizer)
     yield HEADER
     for workers, threads in itertools.product(_numbers("workers", flags.workers), _numbers("threads", flags.threads)):
         pipeline = Pipeline(source, image, Text(), workers=workers, threads=threads, prefetch=flags.prefetch)
