@@ -44,7 +44,7 @@ SMALL = (84, 112)  # height and width of the images that memory is looked at ove
 MARKS = (0, 0.1, 0.5, 1)  # of the examples: where memory is looked at
 TARS = (1, 1000)  # that the samples of the large index lie in
 VERSIONS = ("jax", "grain", "pillow", "simplejpeg", "numpy", "tensorflow-cpu", "tensorflow", "torch", "torchvision")
-VERSIONS += ("webdataset", "pillow-simd")
+VERSIONS += ("webdataset", "pillow-simd", "cykooz-resizer")
 
 
 class Photographs:

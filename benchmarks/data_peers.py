@@ -32,9 +32,9 @@ def open_tars(folder: pathlib.Path) -> WebDataset:
     return WebDataset(str(folder / "tar"), storage=Storage(cache_dir=str(folder / "cache")))
 
 
-def ours(folder: pathlib.Path, cores: int, interpolation: str, decoder: str = "pillow") -> Iterator[dict]:
+def ours(folder: pathlib.Path, cores: int, interpolation: str, **options: str) -> Iterator[dict]:
     """Tars read at random by a permutation of all samples; threads in this process."""
-    image = ImageTransform(SIZE, interpolation=interpolation, decoder=decoder)
+    image = ImageTransform(SIZE, interpolation=interpolation, **options)
     pipeline = Pipeline(open_tars(folder), image, TEXT, threads=2 * cores)
     return pipeline.batches(seed=0, batch_size=BATCH, rows=np.arange(BATCH))
 
@@ -124,9 +124,12 @@ class Entry(NamedTuple):
         return [package for name, package in self.packages.items() if importlib.util.find_spec(name) is None]
 
 
+SIMPLEJPEG, SIMD = {"simplejpeg": "simplejpeg"}, {"cykooz_resizer": "cykooz.resizer"}
 PIPELINES = {
     OURS: Entry(ours, {}),
-    f"{OURS}, simplejpeg": Entry(ours, {"simplejpeg": "simplejpeg"}, {"decoder": "simplejpeg"}),
+    f"{OURS}, simplejpeg": Entry(ours, SIMPLEJPEG, {"decoder": "simplejpeg"}),
+    f"{OURS}, simd": Entry(ours, SIMD, {"resizer": "simd"}),
+    f"{OURS}, simplejpeg, simd": Entry(ours, SIMPLEJPEG | SIMD, {"decoder": "simplejpeg", "resizer": "simd"}),
     f"{OURS}, every pixel": Entry(ours, {}, {"decoder": "full"}),
     TF: Entry(tf_data, {"tensorflow": "tensorflow-cpu"}),
     TORCH: Entry(torch_webdataset, {name: name for name in ("torch", "torchvision", "webdataset")}),

@@ -1,4 +1,4 @@
-"""Images a second on one core: JPEG to 224 x 224 by decoder and size, and what each augmentation costs.
+"""Images a second on one core: JPEG to 224 x 224 by decoder, resizer and size, and what each augmentation costs.
 
     python -m benchmarks.images [--seconds=1.0] [--rounds=3]
 
@@ -21,6 +21,8 @@ from vlm_jax.data.augment import ColorJitter, Grayscale, RandAugment, RandomEras
 from vlm_jax.data.image import DECODERS, ImageTransform
 
 SIZES = ((256, 341), (375, 500), (480, 640), (768, 1024), (1080, 1920))
+WAYS = {decoder: {"decoder": decoder} for decoder in DECODERS}
+WAYS |= {f"{decoder}, simd": {"decoder": decoder, "resizer": "simd"} for decoder in DECODERS}
 AUGMENTATIONS = (
     ColorJitter(0.4, 0.4, 0.4, p=1.0),
     ColorJitter(0.4, 0.4, 0.4, 0.1, p=1.0),
@@ -63,23 +65,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
-    options = vars(parser.parse_args())
+    turns = vars(parser.parse_args())
 
     row = lambda *cells: print("| " + " | ".join(cells) + " |")
-    row("images/s", "interpolation", *DECODERS)
-    row(*["---"] * (2 + len(DECODERS)))
+    row("images/s", "interpolation", *WAYS)
+    row(*["---"] * (2 + len(WAYS)))
     for h, w in SIZES:
         data = jpeg(photograph(h, w))
         for name in ("bilinear", "bicubic"):
-            transforms = [ImageTransform(224, interpolation=name, decoder=decoder) for decoder in DECODERS]
-            rates = [rate(functools.partial(transform, data), **options) for transform in transforms]
+            transforms = [ImageTransform(224, interpolation=name, **options) for options in WAYS.values()]
+            rates = [rate(functools.partial(transform, data), **turns) for transform in transforms]
             row(f"{w} x {h}, {len(data) // 1000} kB", name, *(f"{value:.0f}" for value in rates))
     print()
     row("augmentation of 224 x 224", "ms")
     row("---", "---")
     for augmentation in AUGMENTATIONS:
         call = functools.partial(augmentation, photograph(224, 224), np.random.default_rng(0))
-        row(f"`{augmentation}`", f"{1000 / rate(call, **options):.2f}")
+        row(f"`{augmentation}`", f"{1000 / rate(call, **turns):.2f}")
 
 
 if __name__ == "__main__":
