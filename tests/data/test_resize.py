@@ -77,6 +77,7 @@ def test_pixels_are_those_of_pillows_passes_vertical_first(name, interpolation, 
         ("noise", "bicubic", 0.5, 30),
         ("edges", "bilinear", 0.3, 1),
         ("edges", "bicubic", 5, 40),
+        ("edges", "lanczos", 9, 70),
     ],
 )
 def test_pixels_are_close_to_pillows(name, interpolation, mean, largest, simd):
