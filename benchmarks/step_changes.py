@@ -25,22 +25,22 @@ PLAIN_NORM = {"vlm_jax.nn.kernels.add_norm._choose": lambda kernel, plain, optio
 TOWERS = ("image", "text")
 WIDE = {f"task.model.{tower}.num_heads": "6" for tower in TOWERS}
 SCAN = {f"task.model.{tower}.scan": "True" for tower in TOWERS}
-REMAT = {f"task.model.{tower}.remat": "block" for tower in TOWERS}
+REMAT = {name: {f"task.model.{tower}.remat": name for tower in TOWERS} for name in ("none", "block")}
 # Name: what replaces our own parts, and what is set in the recipe.
 STEPS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "plain": (PLAIN_ATTENTION | PLAIN_NORM, {}),
-    "attention": (PLAIN_NORM, {}),
-    "norm": (PLAIN_ATTENTION, {}),
+    "plain": (PLAIN_ATTENTION | PLAIN_NORM, REMAT["none"]),
+    "attention": (PLAIN_NORM, REMAT["none"]),
+    "norm": ({}, REMAT["none"]),
     "ours": ({}, {}),
     "ours, 6 heads of 128": ({}, WIDE),
-    "ours, blocks computed again": ({}, REMAT),
-    "ours, scanned": ({}, SCAN | REMAT),
+    "ours, blocks computed again": ({}, REMAT["block"]),
+    "ours, scanned": ({}, SCAN | REMAT["block"]),
 }
 WORDS = {
     "plain": "plain formulas, unrolled layers",
     "attention": "and whole-image attention kernel",
-    "norm": "plain, and kernel of residual sum and norm",
-    "ours": "both kernels: the recipe",
+    "norm": "and kernel of residual sum and norm",
+    "ours": "and MLP kernel: the recipe",
 }
 
 

@@ -48,7 +48,7 @@ def clip(variant: str, *, patch_size: int):
     )
     config.data = pairs()
 
-    tower = dict(activation="quick_gelu", norm_eps=1e-5, out_dim=512, head_bias=False, init_style="clip")
+    tower = dict(activation="quick_gelu", norm_eps=1e-5, out_dim=512, head_bias=False, init_style="clip", remat="mlp")
     text = dict(width=512, depth=12, mlp_dim=2048, num_heads=8, length=77, vocab_size=49_408, causal=True)
     config.task = bind(
         "tasks.contrastive.Contrastive",

@@ -18,7 +18,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, index)
 import numpy as np
 from jax.experimental import multihost_utils
 from tests.checkpoint.small_runs import META, STACKS, make_items, over, shapes
-from test_damage import flips_everywhere
+from tests.checkpoint.test_damage import flips_everywhere
 from pathlib import Path
 from vlm_jax.checkpoint import Store
 
@@ -55,7 +55,7 @@ def test_two_processes(tmp_path):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     arguments = [[sys.executable, "-c", PROCESS, str(index), port, str(tmp_path)] for index in (0, 1)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": Path(__file__).parent}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": Path(__file__).parents[2]}
     processes = [subprocess.Popen(command, **pipes) for command in arguments]
     try:
         outputs = [process.communicate(timeout=180)[0] for process in processes]

@@ -13,9 +13,9 @@ from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.two_tower import TwoTower, normalize, unit_norm
 from vlm_jax.models.vit import ViT, drop_patches
 from vlm_jax.nn import pool
+from vlm_jax.nn.activations import quick_gelu
 from vlm_jax.nn.attention import attend
 from vlm_jax.nn.embed import patchify
-from vlm_jax.nn.mlp import quick_gelu
 from vlm_jax.nn.positions import resample, sincos2d
 
 SHAPE = {"width": 16, "depth": 1, "num_heads": 2, "dtype": "float32"}

@@ -1,10 +1,14 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax.nn.mlp import ACTIVATIONS
+from vlm_jax.nn.activations import ACTIVATIONS
+from vlm_jax.nn.functional import Functional
+from vlm_jax.nn.initializers import initializers
+from vlm_jax.nn.mlp import Mlp
 
 X = np.linspace(-4, 4, 41)
 FORMULAS = {
@@ -17,3 +21,31 @@ FORMULAS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation(name):
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(X, jnp.float32)), FORMULAS[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recomputing_changes_no_number(dtype):
+    """In bf16 products of weights' gradients are f32 sums either way; only their order may differ."""
+    init = initializers("clip", width=32, depth=2)
+    options = {"activation": "gelu_tanh", "dtype": dtype, "init": init}
+    kept, again = (Functional(Mlp, 32, 64, remat=remat, **options) for remat in (False, True))
+    params = kept.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 6, 32))
+    loss = lambda mlp: jax.value_and_grad(lambda p, x: (mlp(p, x).astype(jnp.float32) ** 2).sum(), (0, 1))(params, x)
+    for a, b in zip(jax.tree.leaves(loss(kept)), jax.tree.leaves(loss(again)), strict=True):
+        assert a.dtype == b.dtype
+        scale = float(jnp.abs(a).max())
+        np.testing.assert_allclose(a, b, atol=scale * (1e-6 if dtype == "float32" else 1e-2))
+
+
+def test_recomputing_keeps_less():
+    mlp = lambda remat: Functional(
+        Mlp, 32, 256, activation="gelu", dtype="float32", init=initializers("clip", width=32, depth=2), remat=remat
+    )
+    params, x = mlp(False).init(jax.random.key(0)), jnp.zeros((4, 6, 32))
+
+    def kept(remat):
+        pull = jax.vjp(mlp(remat), params, x)[1]
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    assert kept(False) - kept(True) >= 4 * 6 * 256

@@ -28,6 +28,18 @@ def test_loops_are_counted_out():
     assert bundles.count(DUMP, steps=1) == 3 + 6 * (2 + 3 * 2)
 
 
+def test_work_of_the_first_step_counts_once():
+    step = """\
+   0x2   : > { %p6_p3 = scmp.ne.s32.totalorder %s2, 0 }
+   0x2   : > { %9 = sbr.rel (%p6_p3) target = $region4 }
+   0x2   : > { %10 = vst [vmem:%s5] sm:$0xff %v1 }
+   0x2   : > { %11 = vst [vmem:%s6] sm:$0xff %v1 }
+   0x2 PF: > { %12 = vld [vmem:%s5] sm:$0xff }
+"""
+    dump = DUMP.replace("   0x3 LB", step + "   0x3 LB")
+    assert bundles.count(dump, steps=4) == bundles.count(DUMP, steps=4) + 2 + 4 * 3
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -12,10 +12,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.errors import UserError, closest
+from vlm_jax.nn.activations import ACTIVATIONS
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import STYLES, Initializers, initializers
 from vlm_jax.nn.layers import layer_norm, linear
-from vlm_jax.nn.mlp import ACTIVATIONS
 from vlm_jax.nn.pool import MapHead
 from vlm_jax.nn.transformer import REMAT, Transformer
 
@@ -180,7 +180,7 @@ class Tower(abc.ABC):
         outputs = {"embed": x}
         mask_of_keys = None if mask is None else mask[:, None]
         stream, blocks = self._blocks.stream(params["blocks"], x, mask_of_keys, taps=taps)
-        _, x = self._parts["ln_post"](params["ln_post"], *stream, method="add")
+        x = self._parts["ln_post"](params["ln_post"], *stream, method="of_sum")
         outputs["ln_post"] = x
         x = outputs["pool"] = self._parts["pool"](params["pool"], x, mask) if self.pool == "map" else pool(x)
         if self.out_dim is not None:
@@ -197,7 +197,7 @@ class Tower(abc.ABC):
     ) -> Float[Array, "batch count dim"]:
         """From embedded tokens of packed sequences to the outputs of segments 1, ..., `count` of each."""
         stream, _ = self._blocks.stream(params["blocks"], x, segment_ids)
-        _, x = self._parts["ln_post"](params["ln_post"], *stream, method="add")
+        x = self._parts["ln_post"](params["ln_post"], *stream, method="of_sum")
         if self.pool == "map":
             x = self._parts["pool"](params["pool"], x, segment_ids, count, method="segments")
         else:

@@ -24,11 +24,21 @@ class LayerNorm(nnx.LayerNorm):
         if x.dtype != jnp.bfloat16:
             x = x if y is None else x + y
             return x, self(x)
+        return self._fused(x, y, with_sum=True)
+
+    def of_sum(
+        self, x: Float[Array, "batch *time dim"], y: Float[Array, "batch *time dim"] | None
+    ) -> Float[Array, "batch *time dim"]:
+        """The norm alone of `x + y`."""
+        return self._fused(x, y, with_sum=False) if x.dtype == jnp.bfloat16 else self.add(x, y)[1]
+
+    def _fused(self, x: Array, y: Array | None, *, with_sum: bool):
         rows, features = ("batch", *[None] * (x.ndim - 1)), (None,)
         arguments = [x, self.scale[...], self.bias[...]] + ([] if y is None else [y])
-        fused = lambda x, scale, bias, y=None: kernels.add_layer_norm(x, y, scale, bias, epsilon=self.epsilon)
+        options = {"epsilon": self.epsilon, "with_sum": with_sum}
+        fused = lambda x, scale, bias, y=None: kernels.add_layer_norm(x, y, scale, bias, **options)
         axes = [rows, features, features, rows][: len(arguments)]
-        return shard.per_shard(fused, axes, (rows, rows))(*arguments)
+        return shard.per_shard(fused, axes, (rows, rows) if with_sum else rows)(*arguments)
 
 
 def layer_norm(width: int, *, epsilon: float, dtype: str, rngs: nnx.Rngs) -> LayerNorm:

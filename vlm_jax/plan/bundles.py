@@ -107,12 +107,15 @@ def main(chip: str, folder: str) -> None:
     from vlm_jax.plan import topologies
 
     one = next(name for name in ("1x1", "1x1x1") if name in topologies.CHIPS[chip].shapes)
-    sharding = NamedSharding(Mesh(topologies.devices(topologies.parse(f"{chip}:{one}"))[:1], "x"), PartitionSpec())
+    mesh = Mesh(topologies.devices(topologies.parse(f"{chip}:{one}"))[:1], "x")
+    sharding = NamedSharding(mesh, PartitionSpec())
     for name, operands in json.load(sys.stdin):
         kernel = _kernel(name, operands)
         shapes = [jax.ShapeDtypeStruct(*_shape(operand), sharding=sharding) for operand in operands]
-        jax.jit(kernel).lower(*shapes).compile()
-        (call,) = [e for e in _equations(jax.make_jaxpr(kernel)(*shapes).jaxpr) if e.primitive.name == "pallas_call"]
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask for the chip
+            jax.jit(kernel).lower(*shapes).compile()
+            jaxpr = jax.make_jaxpr(kernel)(*shapes).jaxpr
+        (call,) = [e for e in _equations(jaxpr) if e.primitive.name == "pallas_call"]
         moved = sum(v.aval.size * v.aval.dtype.itemsize for v in (*call.invars, *call.outvars))
         steps = math.prod(call.params["grid_mapping"].grid)
         (text,) = pathlib.Path(folder).glob(f"*-{name}.*-final_bundles.txt")
@@ -131,8 +134,12 @@ def _equations(jaxpr: Any) -> Iterable[Any]:
 def count(text: str, steps: int) -> int:
     """Bundles that a dumped kernel executes over all `steps` of its grid, branches taken to be.
 
-    The outer loop goes over the grid and two turns more, in which only copies are under way.
+    The outer loop goes over the grid and two turns more, in which only copies are under way. What is jumped over
+    unless a number is 0, as a kernel's work at its first step is, counts once.
     """
+    nonzero = set(re.findall(r"(%p\w+) = scmp\.ne\.s32\.totalorder %\w+, 0\b", text))
+    first: set[int] = set()
+    jumped = False
     tests = dict(re.findall(r"(%p\w+) = scmp\.ge\.s32\.totalorder (?:\(\S+\), )?%\w+, (\d+) /\* loop exit test", text))
     starts: list[int] = []
     loops: list[tuple[int, int, int]] = []
@@ -140,6 +147,10 @@ def count(text: str, steps: int) -> int:
     for i, (mark, body) in enumerate(lines):
         if mark == "LB":
             starts.append(i)
+        jumped = jumped and mark != "PF"
+        if jumped:
+            first.add(i)
+        jumped = jumped or not nonzero.isdisjoint(re.findall(r"sbr\.rel \((%p\w+)\)", body))
         for predicate in re.findall(r"sbr\.rel \(!(%p\w+)\)", body):
             if predicate in tests and starts:
                 loops.append((starts.pop(), i, int(tests[predicate])))
@@ -148,7 +159,7 @@ def count(text: str, steps: int) -> int:
         around = sorted(loop for loop in loops if loop[0] <= i <= loop[1])
         turns = [n for _, _, n in around]
         if steps > 1 and turns:
-            turns[0] -= 2
+            turns[0] = 1 if i in first else turns[0] - 2
         total += math.prod(turns)
     return total
 
@@ -160,9 +171,9 @@ def _shape(operand: str) -> tuple[tuple[int, ...], str]:
 
 def _kernel(name: str, operands: Sequence[str]) -> Any:
     """The kernel that a compiled program names, as a function of its operands; None where it is none of ours."""
-    kinds = ((r"attention_(forward|backward)_b\d+", _attention), (r"add_norm_(forward|backward)_b\d+", _add_norm))
-    for pattern, build in kinds:
-        if found := re.match(pattern, name):
+    kinds = {"attention": _attention, "add_norm": _add_norm, "perceptron": _perceptron}
+    for kind, build in kinds.items():
+        if found := re.match(kind + r"_(forward|backward)_b\d+", name):
             return build(name, found[1], operands)
     return None
 
@@ -190,6 +201,20 @@ def _add_norm(name: str, stage: str, operands: Sequence[str]) -> Any:
     arrays = len(operands) - (2 if stage == "forward" else 1)
     options = add_norm.Options(epsilon=1e-6, interpret=False)
     return lambda *args: getattr(add_norm, stage)(list(args[:arrays]), list(args[arrays:]), options)
+
+
+def _perceptron(name: str, stage: str, operands: Sequence[str]) -> Any:
+    from vlm_jax.nn.kernels import mlp, mlp_tpu
+
+    activation = re.fullmatch(r"perceptron_\w+?_b\d+_t\d+_d\d+x\d+_(\w+)", name)[1]
+    biases = [_shape(operand)[0][:-1] == (1,) for operand in operands]
+
+    def kernel(*args):
+        args = [a[0] if b else a for a, b in zip(args, biases)]
+        options = mlp.options_for(stage, args[0], args[1 if stage == "forward" else 2], activation)
+        return getattr(mlp_tpu, stage)(*args, options=options)
+
+    return kernel
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def passes(experiment: Experiment, remat: str, microbatches: int) -> float:
 
     Cached features cost one more (`vlm_jax.accumulate.cached`); "block" computes almost a forward pass again.
     """
-    again = {"none": 0.0, "attention": 0.15}.get(remat, 1.0)
+    again = {"none": 0.0, "attention": 0.15, "mlp": 0.33}.get(remat, 1.0)
     cached = 1.0 if microbatches > 1 and is_contrastive(experiment.task) else 0.0
     return 3.0 + again + cached
 
@@ -69,8 +69,7 @@ def _candidates(
     fsdp = splits[0] if splits else None
     needed = first.needed or 8 * limit
     excess = (needed - state) / max(1.0, 0.9 * limit - (state / (fsdp or 1)))
-    now = subject.remat_of(experiment)
-    stronger = [policy for policy in policies(experiment) if policy != now]
+    stronger = policies(experiment)
     if fsdp:
         yield Change(fsdp=fsdp)
     if excess < 8:
@@ -89,9 +88,11 @@ def _candidates(
 
 
 def policies(experiment: Experiment) -> list[str]:
-    """Those that keep less; the kernels that bf16 runs with keep no weights of attention anyway."""
-    half = all(tower.dtype == "bfloat16" for tower in subject.towers(experiment.task))
-    return [policy for policy in REMAT if policy != "none" and not (half and policy == "attention")]
+    """Those that keep less than some tower does now; the kernels that bf16 runs with keep no weights of attention."""
+    towers = list(subject.towers(experiment.task))
+    now = min(REMAT.index(tower.remat) for tower in towers)
+    half = all(tower.dtype == "bfloat16" for tower in towers)
+    return [policy for policy in REMAT[now + 1 :] if not (half and policy == "attention")]
 
 
 def allowed(experiment: Experiment, topology: Topology, parts: int) -> bool:

@@ -25,8 +25,8 @@ class KernelTime(NamedTuple):
 
 
 def times(kernels: Sequence[Kernel], topology: Topology) -> list[KernelTime]:
-    """Of all runs of each kernel: what its scheduled instructions take, or moving its operands and results from and to
-    main memory where that is longer. Where the instructions are not known, its FLOPs at peak stand for them.
+    """Of all runs of each kernel: what its scheduled instructions take, or where that is longer its FLOPs at peak (the
+    schedule does not know when a matrix unit is busy), or moving its operands and results from and to main memory.
     """
     chip = topology.chip
     calls = [(k.name, tuple(k.operands)) for k in kernels] if topology.platform == "tpu" else []
@@ -35,10 +35,11 @@ def times(kernels: Sequence[Kernel], topology: Topology) -> list[KernelTime]:
     out = []
     for k in kernels:
         scheduled, _ = known.get((k.name, tuple(k.operands)), (0, 0))
-        if scheduled:
-            working, source = k.count * scheduled / chip.clock, SCHEDULED
-        else:
-            working, source = k.count * k.flops / peak if peak else 0.0, AT_PEAK
-        moving = k.moved / chip.memory if chip.memory else 0.0
-        out.append(KernelTime(k.name, k.count, max(working, moving), source if working >= moving else MOVING))
+        bounds = [
+            (k.count * scheduled / chip.clock if scheduled else 0.0, SCHEDULED),
+            (k.count * k.flops / peak if peak else 0.0, AT_PEAK),
+            (k.moved / chip.memory if chip.memory else 0.0, MOVING),
+        ]
+        seconds, source = max(bounds, key=lambda bound: bound[0])
+        out.append(KernelTime(k.name, k.count, seconds, source))
     return out

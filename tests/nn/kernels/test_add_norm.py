@@ -64,6 +64,16 @@ def test_without_a_second_term(interpret):
 
 
 @WAYS
+def test_the_norm_alone(interpret):
+    x, y, scale, bias, _, out_bar = case((2, 20, 128))
+    f = functools.partial(add_layer_norm, epsilon=EPSILON, interpret=interpret, with_sum=False)
+    out, vjp = jax.vjp(f, x, y, scale, bias)
+    _, expected, x_bar, *expected_bars = in_f64(x, y, scale, bias, jnp.zeros_like(x), out_bar)
+    for a, b in zip((out, *vjp(out_bar)), (expected, x_bar, x_bar, *expected_bars)):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@WAYS
 def test_bf16(interpret):
     """The kernel rounds the sum to bf16 and norms that; XLA may norm the sum as it was before rounding."""
     x, y, *rest = case((2, 20, 128), jnp.bfloat16)

@@ -1,6 +1,7 @@
 """Pallas kernels and their plain formulas, chosen by the platform that a program is compiled for."""
 
 from vlm_jax.nn.kernels.add_norm import add_layer_norm
+from vlm_jax.nn.kernels.mlp import perceptron, perceptron_gradients
 from vlm_jax.nn.kernels.select import attention
 
-__all__ = ["add_layer_norm", "attention"]
+__all__ = ["add_layer_norm", "attention", "perceptron", "perceptron_gradients"]

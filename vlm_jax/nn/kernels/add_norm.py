@@ -29,6 +29,7 @@ ROWS = 64
 class Options:
     epsilon: float
     interpret: Any
+    with_sum: bool = True
 
 
 def add_layer_norm(
@@ -39,8 +40,9 @@ def add_layer_norm(
     *,
     epsilon: float,
     interpret: Any = False,
-) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch dim"]]:
-    """`(x + y, LayerNorm(x + y))` in the dtype of `x`; `y` may be None.
+    with_sum: bool = True,
+) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch dim"]] | Float[Array, "*batch dim"]:
+    """`(x + y, LayerNorm(x + y))` in the dtype of `x`, or the norm alone; `y` may be None.
 
     The sum is rounded to that dtype before the norm, as by an addition of its own (XLA may keep it unrounded where the
     plain formula runs). Statistics are f32, and the
@@ -52,10 +54,11 @@ def add_layer_norm(
 
     Args:
       interpret: as for `vlm_jax.nn.kernels.attention`.
+      with_sum: where nobody reads the sum, its cotangent need not be read either.
     """
     scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
     operands, _ = same_type([x, scale, bias] if y is None else [x, scale, bias, y])
-    return _add_norm(*operands[:3], operands[3] if y is not None else None, Options(epsilon, interpret))
+    return _add_norm(*operands[:3], operands[3] if y is not None else None, Options(epsilon, interpret, with_sum))
 
 
 def plain_add_layer_norm(
@@ -77,16 +80,17 @@ def _normed(z: Array, epsilon: float) -> tuple[Array, Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _add_norm(x, scale, bias, y, options):
-    return _forward(x, scale, bias, y, options)
+    return _add_norm_forward(x, scale, bias, y, options)[0]
 
 
 def _add_norm_forward(x, scale, bias, y, options):
     z, out = _forward(x, scale, bias, y, options)
-    return (z, out), (z, scale, y is None)
+    return (z, out) if options.with_sum else out, (z, scale, y is None)
 
 
 def _add_norm_backward(options, residuals, bars):
     z, scale, alone = residuals
+    bars = bars if options.with_sum else (None, bars)
     x_bar, scale_bar, bias_bar = _backward(z, scale, *bars, options)
     return x_bar, scale_bar, bias_bar, None if alone else x_bar
 
@@ -106,13 +110,14 @@ def _forward(x, scale, bias, y, options):
 @functools.partial(jax.jit, static_argnums=4)
 def _backward(z, scale, z_bar, out_bar, options):
     def plain(z, scale, z_bar, out_bar):
-        wide, sum_bar, bar = (v.astype(jnp.float32) for v in (z, z_bar, out_bar))
+        wide, bar = z.astype(jnp.float32), out_bar.astype(jnp.float32)
         norm = lambda z, scale, bias: _normed(z, options.epsilon)[0] * scale + bias
         branch, scale_bar, bias_bar = jax.vjp(norm, wide, scale, jnp.zeros_like(scale))[1](bar)
-        return (branch + sum_bar).astype(z.dtype), scale_bar, bias_bar
+        x_bar = branch if z_bar is None else branch + z_bar.astype(jnp.float32)
+        return x_bar.astype(z.dtype), scale_bar, bias_bar
 
     def kernel(z, scale, z_bar, out_bar):
-        return backward([z, z_bar, out_bar], [scale], options)
+        return backward([z, out_bar] if z_bar is None else [z, out_bar, z_bar], [scale], options)
 
     return _choose(kernel, plain, options, z, scale, z_bar, out_bar)
 
@@ -169,10 +174,9 @@ def _forward_kernel(x_ref: Any, *rest: Any, epsilon: float) -> None:
     _pieces(*x_ref.shape[:2], piece, None)
 
 
-def _backward_kernel(
-    z_ref: Any, z_bar_ref: Any, out_bar_ref: Any, scale_ref: Any, x_bar_ref: Any, sums_ref: Any, *, epsilon: float
-) -> None:
+def _backward_kernel(z_ref: Any, out_bar_ref: Any, *rest: Any, epsilon: float) -> None:
     """`sums_ref` [1, 2, 8, width]: what is left to add up for the gradients of scale and bias."""
+    *z_bar_ref, scale_ref, x_bar_ref, sums_ref = rest
     width = z_ref.shape[-1]
 
     def piece(b, rows, sums):
@@ -181,8 +185,10 @@ def _backward_kernel(
         normed_bar = out_bar * scale_ref[...]
         mean = jnp.mean(normed_bar, axis=-1, keepdims=True)
         slope = jnp.mean(normed_bar * normed, axis=-1, keepdims=True)
-        branch = (normed_bar - mean - normed * slope) * inverse
-        x_bar_ref[b, rows] = (branch + z_bar_ref[b, rows].astype(jnp.float32)).astype(x_bar_ref.dtype)
+        x_bar = (normed_bar - mean - normed * slope) * inverse
+        if z_bar_ref:
+            x_bar = x_bar + z_bar_ref[0][b, rows].astype(jnp.float32)
+        x_bar_ref[b, rows] = x_bar.astype(x_bar_ref.dtype)
         return sums[0] + _eighths(out_bar * normed), sums[1] + _eighths(out_bar)
 
     zeros = jnp.zeros((8, width), jnp.float32)
@@ -238,7 +244,7 @@ def forward(arrays: list[Array], vectors: list[Array], options: Options) -> tupl
 
 
 def backward(arrays: list[Array], vectors: list[Array], options: Options) -> tuple[Array, Array, Array]:
-    """The kernel. `arrays`: the sum, its cotangent and that of the result; `vectors`: scale."""
+    """The kernel. `arrays`: the sum, the cotangent of the result, and that of the sum if any; `vectors`: scale."""
     x_bar, sums = _call("backward", _backward_kernel, arrays, vectors, ["like", "sums"], options)
     scale_bar, bias_bar = sums.sum(axis=(0, 2))
     return x_bar, scale_bar, bias_bar
