@@ -11,8 +11,12 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vlm_jax.nn import shard
+from vlm_jax.nn.functional import Functional
+from vlm_jax.nn.initializers import initializers
 from vlm_jax.nn.kernels import add_layer_norm, attention
 from vlm_jax.nn.kernels.geometry import VMEM_BYTES, Geometry, supports
+from vlm_jax.nn.mlp import Mlp
 
 
 def compiled(f, devices, *shapes):
@@ -69,6 +73,30 @@ def test_attention(tpu, topology, batch, time, width, num_heads, options):
     flags = "_causal" * options.get("causal", False) + "_masked" * masked
     name = f"_b{batch // 4}_t{padded}_h{num_heads}x{width // num_heads}_k{time}{flags}"
     assert kernels(program) == both("attention_{}" + name)
+
+
+@pytest.mark.parametrize(
+    "topology, time, width, hidden",
+    [
+        ("v6e:2x2", 50, 256, 1024),
+        ("v5p:2x2x1", 64, 256, 768),
+        pytest.param("v5e:2x2", 196, 1024, 4096, marks=pytest.mark.full),
+        pytest.param("v5p:2x2x1", 196, 768, 3072, marks=pytest.mark.full),
+    ],
+)
+def test_perceptron(tpu, topology, time, width, hidden):
+    """On one core and on two, with sequences that do not fill registers; at the sizes that need the most memory."""
+    options = {"activation": "gelu_tanh", "init": initializers("clip", width=width, depth=2), "dtype": "bfloat16"}
+    mlp = Functional(Mlp, width, hidden, remat=True, **options)
+    mesh = Mesh(np.array(tpu(topology)), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct((16, time, width), jnp.bfloat16, sharding=NamedSharding(mesh, P("data")))
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P()))
+    params = jax.tree.map(place, jax.eval_shape(mlp.init, jax.random.key(0)))
+    with shard.under(mesh):
+        loss = lambda params, x: mlp(params, x).astype(jnp.float32).sum()
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile()
+    # The loss is a sum: nothing of the forward pass is needed for its gradient.
+    assert kernels(program) == {f"perceptron_backward_b4_t{time}_d{width}x{hidden}_gelu_tanh"}
 
 
 def test_what_fits():

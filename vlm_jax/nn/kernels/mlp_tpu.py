@@ -213,7 +213,7 @@ def _backward_kernel(
     @pl.when(pl.program_id(1) == 0)
     def _():
         for ref in sums:
-            ref[...] = jnp.zeros(ref.shape, ref.dtype)
+            _fill(ref.at[0], lambda rows, like=ref: jnp.zeros((rows.size, like.shape[2]), like.dtype))
 
     _pack(x_ref, rows_ref)
     _pack(y_bar_ref, bar_rows_ref)
@@ -261,9 +261,21 @@ def _cast(weights: list[Any], cast: Sequence[Any]) -> Sequence[Any]:
     @pl.when(pl.program_id(1) == 0)
     def _():
         for wide, ref in zip(weights, cast):
-            ref[...] = wide[...].astype(ref.dtype)
+            _fill(ref, lambda rows, wide=wide, ref=ref: wide[rows].astype(ref.dtype))
 
     return cast
+
+
+def _fill(ref: Any, values: Callable[[Any], Array]) -> None:
+    """Sets `ref` to `values(rows)`, a few rows at a time: a loop compiles faster than a straight program."""
+    few = math.gcd(ref.shape[0], 32)
+
+    def step(i, carry):
+        rows = pl.ds(pl.multiple_of(i * few, few), few)
+        ref[rows] = values(rows)
+        return carry
+
+    lax.fori_loop(0, ref.shape[0] // few, step, None)
 
 
 def _pack(block_ref: Any, rows_ref: Any) -> None:
