@@ -19,7 +19,10 @@ TOKENS, MATRIX, VECTOR = ("batch", None, None), (None, None), (None,)
 
 
 class Mlp(nnx.Module):
-    """`fc2(activation(fc1(x)))`; `remat` keeps only `x` for the backward pass, and on a TPU is one kernel each way."""
+    """`fc2(activation(fc1(x)))`; `remat` keeps only `x` for the backward pass, and on a TPU is one kernel each way.
+
+    Hidden units that are split over `tensor` are kept all the same.
+    """
 
     def __init__(
         self,
