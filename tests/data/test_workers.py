@@ -268,15 +268,20 @@ def test_workers_end_with_their_program(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with `&`
     )
     with program:
-        workers = [int(pid) for pid in program.stdout.readline().split()]
-        assert len(workers) == 2
-        if number == signal.SIGINT:  # as a terminal does: to all of them
-            os.killpg(program.pid, number)
-        else:
-            program.kill()
-        said = program.communicate(timeout=60)[1]
+        try:
+            workers = [int(pid) for pid in program.stdout.readline().split()]
+            assert len(workers) == 2
+            if number == signal.SIGINT:  # as a terminal does: to all of them
+                os.killpg(program.pid, number)
+            else:
+                program.kill()
+            said = program.communicate(timeout=60)[1]
+        except BaseException:
+            os.killpg(program.pid, signal.SIGKILL)
+            raise
     assert program.returncode == -number
     if number == signal.SIGINT:
         assert said.count("KeyboardInterrupt") == 1
