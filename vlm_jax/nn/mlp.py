@@ -70,7 +70,7 @@ def _backward(activation, grad_dtype, kept, y_bar):
     run = shard.per_shard(one_device, (TOKENS, TOKENS, MATRIX, VECTOR, MATRIX), (TOKENS, *parts))
     x_bar, *bars = run(x, y_bar, *_to_use(weights, x.dtype)[:3])
     axes = (AXES1, (None, AXES1[1]), AXES2, (None, AXES2[1]))
-    at_rest = (to_rest(bar.sum(axis=0) if bar.ndim == 3 else bar.sum(axis=0)[None], a, 1) for bar, a in zip(bars, axes))
+    at_rest = (to_rest(bar.sum(axis=0, keepdims=bar.ndim == 2), a, 1) for bar, a in zip(bars, axes))
     return x_bar, tuple(bar.reshape(w.shape).astype(w.dtype) for bar, w in zip(at_rest, weights))
 
 

@@ -189,14 +189,14 @@ def _backward_kernel(z_ref: Any, out_bar_ref: Any, *rest: Any, epsilon: float) -
         if z_bar_ref:
             x_bar = x_bar + z_bar_ref[0][b, rows].astype(jnp.float32)
         x_bar_ref[b, rows] = x_bar.astype(x_bar_ref.dtype)
-        return sums[0] + _eighths(out_bar * normed), sums[1] + _eighths(out_bar)
+        return sums[0] + eighths(out_bar * normed), sums[1] + eighths(out_bar)
 
     zeros = jnp.zeros((8, width), jnp.float32)
     sums = _pieces(*z_ref.shape[:2], piece, (zeros, zeros))
     sums_ref[0, 0], sums_ref[0, 1] = sums
 
 
-def _eighths(x: Array) -> Array:
+def eighths(x: Array) -> Array:
     """[rows, width] -> [8, width] with the same sum over rows."""
     missing = -x.shape[0] % 8
     if missing:

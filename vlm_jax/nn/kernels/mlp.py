@@ -29,7 +29,7 @@ def perceptron(
     activation: str,
     interpret: Any = False,
 ) -> Float[Array, "batch time dim"]:
-    """`activation(x kernel1 + bias1) kernel2 + bias2`, computed in the dtype of `x`, which is at most as wide.
+    """`activation(x kernel1 + bias1) kernel2 + bias2`, computed in the dtype of `x`; weights may be f32.
 
     Not differentiable by itself where a kernel runs: see `perceptron_gradients`. On a TPU whose vector memory holds
     both matrices and their f32 gradients (up to 1,024 x 4,096 on a v5e or v6e), hidden activations never reach main

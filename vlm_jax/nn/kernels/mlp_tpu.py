@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from vlm_jax.nn.activations import ACTIVATIONS
+from vlm_jax.nn.kernels.add_norm import eighths
 from vlm_jax.nn.kernels.geometry import DTYPES, LANES
-from vlm_jax.nn.kernels.varying import same_type
 
 # Most tokens of one grid step: weights pass through the matrix unit once for each, and a kernel compiles as long as its
 # step is. 784 and 392 take 512 and 556 thousand cycles forward on a v6e (128 images of 196, 768 x 3,072), and backward
@@ -135,8 +135,8 @@ def _call(stage: str, arrays: list[Array], weights: list[Array], options: Option
     backwards = stage == "backward"
     if not c.casts:
         weights = [w if w.shape[0] == 1 else w.astype(arrays[0].dtype) for w in weights]
-    operands, kind = same_type([*arrays, *weights])
-    x = operands[0]
+    operands = [*arrays, *weights]
+    x, kind = arrays[0], jax.typeof(arrays[0]).manual_axis_type
     parts = c.time // c.tokens
 
     def place(core, step):
@@ -227,13 +227,13 @@ def _backward_kernel(
         hidden, pull = jax.vjp(ACTIVATIONS[options.activation], before)
         (before_bar,) = pull(hidden_bar)
         hidden, before_bar = hidden.astype(x.dtype), before_bar.astype(x.dtype)
-        bias1_sum[0, :, part] += _eighths(before_bar)
+        bias1_sum[0, :, part] += eighths(before_bar.astype(jnp.float32))
         total_ref[...] += _dot(before_bar, kernel1_ref[:, part], (1, 1))
         kernel2_sum[0, part] += _dot(hidden, y_bar, (0, 0))
         kernel1_sum[0, :, part] += _dot(x, before_bar, (0, 0))
 
     _pieces(options.cut, piece)
-    bias2_sum[0] += _eighths(bar_rows_ref[...])
+    bias2_sum[0] += eighths(bar_rows_ref[...].astype(jnp.float32))
     _unpack(total_ref, rows_ref, x_bar_ref)
 
 
@@ -293,8 +293,3 @@ def _unpack(total_ref: Any, rows_ref: Any, block_ref: Any) -> None:
     rows_ref[...] = total_ref[...].astype(rows_ref.dtype)
     for b in range(sequences):
         block_ref[b] = rows_ref[b * time : (b + 1) * time]
-
-
-def _eighths(x: Array) -> Array:
-    """[rows, columns] -> [8, columns] with the same sum over rows, f32."""
-    return x.astype(jnp.float32).reshape(-1, 8, x.shape[1]).sum(axis=0)
