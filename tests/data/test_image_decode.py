@@ -171,7 +171,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(monkeypatch):
 
     bombs = [encode(Image.new("1", (n, n)), "PNG") for n in (9_500, 14_000)]
     monkeypatch.setattr(Image.Image, "load", fail)
-    monkeypatch.setattr(image_module, "_upright", fail)
+    monkeypatch.setattr(image_module, "upright", fail)
     for bomb in bombs:
         with pytest.raises(UnreadableImage, match=r"pixels|Bomb"):
             decode(bomb)

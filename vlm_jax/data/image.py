@@ -12,17 +12,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from vlm_jax.data import conventions, naflex
 from vlm_jax.data.augment import GREY, Augmentation, random_box
+from vlm_jax.data.conventions import CONVENTIONS, Convention, to_rgb, upright
 from vlm_jax.data.errors import UnreadableImage
-from vlm_jax.data.resize import INTERPOLATIONS, RESIZERS, Interpolation, Resizer, resize
+from vlm_jax.data.resize import FLOAT_FILTERS, INTERPOLATIONS, RESIZERS, Interpolation, Resizer, resize, resize_float
 from vlm_jax.errors import UserError, closest
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; where Pillow begins to suspect a decompression bomb
+EXACT = 1e-9  # 224 / (224 / 257) is a hair less than 257
 LONGEST_STRIP = 16  # times as long as wide; of longer ones only the middle is resized before its centre is taken
-Resize = Literal["squash", "crop", "pad"]
+Resize = Literal["squash", "crop", "pad", "naflex"]
 Decoder = Literal["pillow", "simplejpeg", "full"]
 RESIZES, DECODERS = map(typing.get_args, (Resize, Decoder))
-ORIENTATION = 0x0112  # EXIF tag
+OURS = CONVENTIONS["vlm_jax"]
 
 
 def decode(data: bytes, min_size: int | None = None, decoder: Decoder = "pillow") -> UInt8[np.ndarray, "h w 3"]:
@@ -39,14 +42,21 @@ def decode(data: bytes, min_size: int | None = None, decoder: Decoder = "pillow"
     return np.asarray(open_image(data, min_size, decoder))
 
 
-def open_image(image, min_size: int | None, decoder: Decoder = "pillow"):
-    """An upright RGB `PIL.Image` from bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`."""
+def open_image(image, min_size: int | None, decoder: Decoder = "pillow", convention: Convention = OURS):
+    """An RGB `PIL.Image` from bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`.
+
+    It is upright, where the convention says so; and in its own mode, where the convention resizes it in that.
+    """
     from PIL import Image
 
+    def ready(opened):
+        opened = upright(opened) if convention.exif else opened
+        return opened if convention.own_mode else to_rgb(opened, convention)
+
     if isinstance(image, np.ndarray):
-        return _to_rgb(_from_array(image))
+        return ready(_from_array(image))
     if isinstance(image, Image.Image):
-        return _to_rgb(_upright(image))
+        return ready(image)
     if not image:
         raise UnreadableImage("empty")
     try:
@@ -54,11 +64,11 @@ def open_image(image, min_size: int | None, decoder: Decoder = "pillow"):
             if opened.width * opened.height > MAX_PIXELS:
                 raise UnreadableImage(f"{opened.width} x {opened.height} pixels, the most is {MAX_PIXELS}")
             if decoder == "simplejpeg" and (fast := _by_simplejpeg(opened, image, min_size)) is not None:
-                return _upright(fast)
+                return ready(fast)
             if min_size is not None and decoder != "full":
                 opened.draft(None, (min_size, min_size))
             opened.load()
-            return _to_rgb(_upright(opened))
+            return ready(opened)
     except (ImportError, MemoryError, UnreadableImage):
         raise
     except Image.UnidentifiedImageError as error:
@@ -91,35 +101,6 @@ def _from_array(array: np.ndarray):
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-def _upright(image):
-    """Turned as the EXIF orientation says; a broken EXIF block says nothing."""
-    from PIL import ImageOps
-
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # the pixels are good all the same
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
-
-
-def _to_rgb(image):
-    from PIL import Image
-
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # Pillow's own conversion saturates 16 bits at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise UnreadableImage("integer pixels beyond 16 bits: their range is not known")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise UnreadableImage("floating-point pixels: their range is not known")
-    if image.has_transparency_data:  # on white, as browsers show it: what lies under transparent pixels is arbitrary
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
     """Brings images to `size` x `size`, and varies them where a random generator is given.
@@ -130,7 +111,8 @@ class ImageTransform:
     Attributes:
       size: side of the result, in pixels.
       resize: "squash" to the square (SigLIP); "crop" the middle after the short side has become `size` (CLIP; open_clip
-        calls it "shortest"); or "pad" after the long side has ("longest").
+        calls it "shortest"); "pad" after the long side has ("longest"); or "naflex": the aspect ratio stays, both sides
+        become multiples of `patch_size`, with at most `max_patches` patches (SigLIP 2), and `size` is not used.
       interpolation: "nearest" | "box" | "bilinear" | "bicubic" | "lanczos"; antialiased when it shrinks.
       random_resized_crop: range of the crop's area as a fraction of the image's, such as (0.9, 1.0); None for none.
       aspect: range of the width to height ratio of that crop.
@@ -144,6 +126,10 @@ class ImageTransform:
       resizer: "pillow", or "simd", several times faster (extra `fast`; "nearest" and "box" stay Pillow's).
         Pixels differ by 1, beside edges of black against white by more: keep to one in training and in evaluation.
       augmentation: what else varies, after crop and flip: `data.augment.Augment`, one of its parts, or your own.
+      convention: whose rules hold for everything else: "vlm_jax", "transformers", "open_clip" or "big_vision"; see
+        `vlm_jax.data.conventions`. Weights published with a library expect its own, with `decoder="full"`.
+      antialias: of "big_vision", whose resize has none unless it is asked for.
+      patch_size, max_patches: of "naflex".
     """
 
     size: int = 224
@@ -158,6 +144,10 @@ class ImageTransform:
     decoder: Decoder = "pillow"
     resizer: Resizer = "pillow"
     augmentation: Augmentation | None = None
+    convention: conventions.Name = "vlm_jax"
+    antialias: bool = True
+    patch_size: int = 16
+    max_patches: int = 256
 
     def __post_init__(self):
         self.validate()
@@ -165,6 +155,7 @@ class ImageTransform:
     def validate(self) -> None:
         """Raises: UserError for a value that is none of the listed ones, or a range that is none."""
         fields = {"resize": RESIZES, "interpolation": INTERPOLATIONS, "decoder": DECODERS, "resizer": RESIZERS}
+        fields["convention"] = conventions.NAMES
         for field, choices in fields.items():
             if (value := getattr(self, field)) not in choices:
                 raise UserError(f"ImageTransform.{field}={value!r}: {closest(str(value), choices)}")
@@ -181,11 +172,35 @@ class ImageTransform:
         area = self.random_resized_crop
         if area is not None and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
             raise UserError(f"ImageTransform.random_resized_crop={area}: wanted are (low, high), 0 < low <= high <= 1.")
+        self._validate_convention()
         if not (len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]):
             raise UserError(f"ImageTransform.aspect={self.aspect}: wanted are (low, high), 0 < low <= high.")
 
+    def _validate_convention(self) -> None:
+        floats = self.rules.resample == "float"
+        if floats and self.interpolation not in FLOAT_FILTERS:
+            raise UserError(
+                f"ImageTransform.interpolation={self.interpolation!r}: convention={self.convention!r} has "
+                f"{' and '.join(FLOAT_FILTERS)}."
+            )
+        if self.resizer != "pillow" and self.convention != "vlm_jax":
+            raise UserError(f"ImageTransform.resizer={self.resizer!r}: {self.convention!r} has its own; leave it out.")
+        if not self.antialias and not floats:
+            raise UserError("ImageTransform.antialias=False is for convention='big_vision'; the others always have it.")
+        if min(self.patch_size, self.max_patches) < 1:
+            raise UserError(
+                f"ImageTransform(patch_size={self.patch_size}, max_patches={self.max_patches}): both are at least 1."
+            )
+        if self.resize == "naflex" and (self.random_resized_crop or self.pad_crop or self.crop_pct != 1):
+            raise UserError("ImageTransform.resize='naflex' keeps the whole image: leave crops out.")
+
+    @property
+    def rules(self) -> Convention:
+        """What `convention` says."""
+        return CONVENTIONS[self.convention]
+
     def __call__(self, image, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "size size 3"]:
-        """The whole way: augmented with `rng`, or, without one, as for evaluation.
+        """The whole way: augmented with `rng`, or, without one, as for evaluation. [rows, columns, 3] of "naflex".
 
         Args:
           image: encoded bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`.
@@ -202,7 +217,8 @@ class ImageTransform:
         if self.random_resized_crop is None:
             return self._fit(image)
         smallest = math.sqrt(self.random_resized_crop[0])  # the smallest crop should not need to be enlarged
-        return np.asarray(open_image(image, math.ceil(self.size / smallest), self.decoder))
+        opened = open_image(image, math.ceil(self.size / smallest), self.decoder, self.rules)
+        return np.asarray(to_rgb(opened, self.rules))
 
     def augment(self, array: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """The random part, of what `decode_resize` returned."""
@@ -228,12 +244,17 @@ class ImageTransform:
         return x, y, x + cw, y + ch
 
     def _fit(self, image) -> UInt8[np.ndarray, "size size 3"]:
-        done = self.crop_pct == 1 and isinstance(image, np.ndarray) and image.dtype == np.uint8
+        done = (
+            self.crop_pct == 1 and self.resize != "naflex" and isinstance(image, np.ndarray) and image.dtype == np.uint8
+        )
         if done and image.shape == (self.size, self.size, 3):
             return image
-        target = math.floor(self.size / self.crop_pct)
-        image = open_image(image, target, self.decoder)
+        target = math.floor(self.size / self.crop_pct + EXACT)
+        image = open_image(image, target, self.decoder, self.rules)
         w, h = image.size
+        if self.resize == "naflex":
+            rows, cols = naflex.grid(h, w, self.patch_size, self.max_patches)
+            return self._resized(image, (cols * self.patch_size, rows * self.patch_size))
         if self.resize == "crop" and max(w, h) > LONGEST_STRIP * min(w, h):  # or what is cut away could fill the memory
             x, y = max(0, w - LONGEST_STRIP * h) // 2, max(0, h - LONGEST_STRIP * w) // 2
             image = image.crop((x, y, w - x, h - y))
@@ -249,8 +270,9 @@ class ImageTransform:
         return max(1, round(w / ratio)), max(1, round(h / ratio))
 
     def _middle(self, array: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """Cuts or pads each side to its middle `size`; offsets of cuts are rounded as torchvision rounds them."""
-        y, x = (round(max(0, length - self.size) / 2) for length in array.shape[:2])
+        """Cuts or pads each side to its middle `size`; offsets of cuts are rounded as the convention says."""
+        half = (lambda cut: round(cut / 2)) if self.rules.even else (lambda cut: cut // 2)
+        y, x = (half(max(0, length - self.size)) for length in array.shape[:2])
         array = np.ascontiguousarray(array[y : y + self.size, x : x + self.size])
         h, w = array.shape[:2]
         if (h, w) == (self.size, self.size):
@@ -261,4 +283,14 @@ class ImageTransform:
         return canvas
 
     def _resized(self, image, size: tuple[int, int], box=None) -> UInt8[np.ndarray, "height width 3"]:
-        return resize(image, size, self.interpolation, self.resizer, box)
+        from PIL import Image
+
+        if self.rules.resample == "float":
+            whole = image if box is None else image.crop(box)
+            return resize_float(np.asarray(whole), size, self.interpolation, self.antialias)
+        if self.rules.resample == "rows_first" and box is None:
+            image = image.resize((size[0], image.height), Image.Resampling[self.interpolation.upper()])
+        if image.mode == "RGB":
+            return resize(image, size, self.interpolation, self.resizer, box)
+        resized = image.resize(size, Image.Resampling[self.interpolation.upper()], box)
+        return np.asarray(to_rgb(resized, self.rules))
