@@ -49,6 +49,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "scikit-learn>=1.5",
             "ruff>=0.9",
             "jsonschema>=4.23",
             "pyyaml>=6.0",

@@ -18,6 +18,7 @@ from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
 from vlm_jax.errors import UserError
+from vlm_jax.evaluate import results
 from vlm_jax.evaluate.base import Result
 from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
@@ -195,12 +196,15 @@ class Run:
             self.warn(f"{values['skipped']:.0f} of the last {len(window)} updates were not finite and changed nothing.")
 
     def evaluate(self, state: TrainState, step: int, names: list[str]) -> None:
-        """Runs evaluators, writes their metrics, keeps their pictures for the report."""
+        """Runs evaluators, writes their metrics and rows, keeps their pictures for the report."""
         for name in names:
             evaluator = self.experiment.evals[name]
             variables = variables_of(state, evaluator.weights)
             result: Result = evaluator(self.experiment.task.predict(variables), self.plan.mesh)
             self.writers.write(step, {f"eval/{name}/{key}": value for key, value in result.items()})
+            if jax.process_index() == 0:
+                folder, node = self.workdir / "evaluations" / str(step), self.config["evals"].get(name, {})
+                results.write(folder, name, result, evaluator=node, weights=str(self.workdir), step=step)
             self.artifacts.update({f"{name}/{key}": value for key, value in result.artifacts.items()})
             shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
             self.progress.note(f"step {step}  {name}: {shown}")

@@ -342,6 +342,7 @@ def evaluation_batches(
     batch_size: int,
     rows: np.ndarray,
     cache: dict[int, Example] | None = None,
+    more: Mapping[str, tuple[int, ...]] | None = None,
     threads: int = 4,
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -352,15 +353,18 @@ def evaluation_batches(
     Args:
       rows: the rows of the global batch that this process holds.
       cache: a dict that the caller keeps, to decode every image once over several evaluations.
+      more: other entries of the records, integers, and the shape of each.
 
     Yields:
       `image` uint8 [b, H, W, 3], `index` int32 [b], `mask` bool [b], with text `text` and `caption_id`, and `label`
-      where the source has class names. Rows past the end, and unreadable records, are zeros with `mask` False and
-      `label` -1.
+      where the source has class names, and what `more` names, int32 [b, ...]. Rows past the end, and unreadable
+      records, are zeros with `mask` False and `label` -1.
     """
-    read, length = Reader(source, image, text is not None, cache), len(source)
+    more = dict(more or {})
+    read, length = Reader(source, image, text is not None, cache, more=tuple(more)), len(source)
     steps = -(-length // batch_size)
-    nothing = Example(np.zeros((image.size, image.size, 3), np.uint8), ("",), -1)
+    none = tuple(np.zeros(shape, np.int32) for shape in more.values())
+    nothing = Example(np.zeros((image.size, image.size, 3), np.uint8), ("",), -1, none)
 
     def load(step: int, rows: np.ndarray):
         indices = step * batch_size + rows
@@ -385,6 +389,8 @@ def evaluation_batches(
             batch["caption_id"] = caption_ids(batch["text"])
         if source.class_names:
             batch["label"] = np.array([e.label for e in examples], np.int32)
+        for k, name in enumerate(more):
+            batch[name] = np.array([e.more[k] for e in examples], np.int32)
         return batch, []
 
     batches = stream(load, rows=np.asarray(rows, np.int64), threads=threads, prefetch=prefetch, steps=steps)

@@ -21,11 +21,15 @@ LONGEST_CAPTION = 2**16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """A record as it is before augmentation and tokens: decoded image, captions, label (-1 where it has none)."""
+    """A record as it is before augmentation and tokens: decoded image, captions, label (-1 where it has none).
+
+    `more` are other numbers of it, as many as were asked for.
+    """
 
     image: UInt8[np.ndarray, "H W 3"]
     texts: tuple[str, ...]
     label: int
+    more: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Reader:
       needs_text: a record without a caption is unreadable; else captions are left out.
       cache: examples kept by index, so that each is decoded once; None keeps none. Threads may share it, since what
         they write for an index is the same.
+      more: entries of a record that are kept beside those, such as its group.
     """
 
     source: Any
@@ -45,6 +50,7 @@ class Reader:
     needs_text: bool = False
     cache: dict[int, Example] | None = None
     templates: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
 
     def __call__(self, index: int) -> Example:
         """The example at an index.
@@ -67,7 +73,8 @@ class Reader:
         try:
             image = self.decode(record["image"])
             label = -1 if record.get("label") is None else int(record["label"])
-            return Example(image, self._texts(record, label) if self.needs_text else (), label)
+            texts = self._texts(record, label) if self.needs_text else ()
+            return Example(image, texts, label, tuple(record[name] for name in self.more))
         except (UnreadableImage, UnreadableText) as error:
             raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
 

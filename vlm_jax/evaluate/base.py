@@ -22,11 +22,22 @@ TIE = 1e-6
 
 
 class Result(dict[str, float]):
-    """Metrics by name, with `artifacts` for the report (see `vlm_jax.report.artifacts`)."""
+    """Metrics by name, with `artifacts` for the report (see `vlm_jax.report.artifacts`) and `rows`, one an example.
 
-    def __init__(self, metrics: Mapping[str, float], artifacts: Mapping[str, Any] | None = None):
+    `rows` are tables by name, each of columns `[n]`: `index` is the record of the source, `truth` and `answer` say what
+    is right and what the model gave. A column that is called like a metric is what that metric is the mean of: from
+    these come confidence intervals (`vlm_jax.evaluate.compare`).
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, float],
+        artifacts: Mapping[str, Any] | None = None,
+        rows: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    ):
         super().__init__(metrics)
         self.artifacts = dict(artifacts or {})
+        self.rows = {name: dict(columns) for name, columns in (rows or {}).items()}
 
 
 def rounded(batch_size: int, mesh: Mesh) -> int:
@@ -79,12 +90,23 @@ def embed_rows(function: Callable, rows: np.ndarray, batch_size: int, mesh: Mesh
     return np.concatenate(out)
 
 
-def embed_source(function: Callable, source: Any, image: ImageTransform, batch_size: int, mesh: Mesh) -> Embedded:
-    """`function` of all images of a source; each process decodes the rows that its devices hold."""
+def embed_source(
+    function: Callable,
+    source: Any,
+    image: ImageTransform,
+    batch_size: int,
+    mesh: Mesh,
+    more: Mapping[str, tuple[int, ...]] | None = None,
+) -> Embedded:
+    """`function` of all images of a source; each process decodes the rows that its devices hold.
+
+    Args:
+      more: other entries of the records that become columns, integers, and the shape of each.
+    """
     size = rounded(min(batch_size, len(source)), mesh)
     mine = meshes.local_rows(mesh, size)
     vectors, columns = [], {}
-    for batch in evaluation_batches(source, image, batch_size=size, rows=mine):
+    for batch in evaluation_batches(source, image, batch_size=size, rows=mine, more=more):
         placed = meshes.put(batch, mine, size, mesh)
         whole = {name: meshes.gather(x, mesh) for name, x in placed.items() if name != "image"}
         keep = whole.pop("mask")

@@ -9,10 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from vlm_jax import mesh as meshes
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
-from vlm_jax.evaluate.base import TIE, Evaluator, Predict, Result, embed_rows, embed_source
+from vlm_jax.evaluate.base import TIE, Embedded, Evaluator, Predict, Result, embed_rows, embed_source
+from vlm_jax.evaluate.calibration import calibration_error, softmax
+from vlm_jax.evaluate.groups import by_group
 from vlm_jax.report.artifacts import Table
 
 
@@ -23,8 +26,10 @@ class ZeroShot(Evaluator):
     A class is the mean of the unit-norm embeddings of its prompts, made unit-norm again.
 
     Args:
-      source: gives `image` and `label`; its `class_names` are the classes, unless `class_names` is given.
+      source: gives `image` and `label`; its `class_names` are the classes, unless `class_names` is given. Where it has
+        `group_names`, records have a `group` too, the index of one of them or -1.
       templates: prompts with `{}` where the name goes.
+      bins: of the calibration error.
     """
 
     source: Any
@@ -32,11 +37,12 @@ class ZeroShot(Evaluator):
     text: Text
     templates: tuple[str, ...] = ("a photo of a {}.",)
     class_names: tuple[str, ...] = ()
+    bins: int = 15
 
     def validate(self) -> None:
         super().validate()
         if not self.names:
-            raise UserError("ZeroShot needs class names: a source that has them, or class_names=a,b,c.")
+            raise UserError(f"{type(self).__name__} needs class names: a source that has them, or class_names=a,b,c.")
         bad = [t for t in self.templates if t.count("{}") != 1]
         if bad or not self.templates:
             raise UserError(
@@ -55,25 +61,53 @@ class ZeroShot(Evaluator):
         return means / np.linalg.norm(means, axis=-1, keepdims=True).clip(1e-12)
 
     def __call__(self, predict: Predict, mesh: Mesh) -> Result:
-        """`top1`, `top5` (more than five classes), `mean_per_class`, and `examples`, the number scored."""
-        embedded = embed_source(predict["image_embedding"], self.source, self.image, self.batch_size, mesh)
+        """`top1`, `top5` (more than five classes), `mean_per_class`, and `examples`, the number scored.
+
+        `ece`, the calibration error of the softmax over classes, where the model has a scale; `worst_group` and
+        `group/NAME` where the source has groups.
+        """
+        groups = tuple(getattr(self.source, "group_names", ()))
+        embedded = self._embedded(predict, mesh, {"group": ()} if groups else {})
+        labels = embedded.columns["label"]
         scores = embedded.vectors @ self.classes(predict, mesh).T
-        labels = embedded.columns.get("label", np.full(len(scores), -1))
-        scores, labels = scores[labels >= 0], labels[labels >= 0]  # records of no class are not scored
-        if not len(labels) or labels.max() >= len(self.names):
-            what = f"a label {labels.max()}" if len(labels) else "no label"
-            raise UserError(f"ZeroShot: {self.source.name} has {what}, where there are {len(self.names)} classes.")
         rank = ranks(scores, labels)
+        right = rank == 0
         per_class = [(name, rank[labels == i]) for i, name in enumerate(self.names) if (labels == i).any()]
         metrics = {
-            "top1": float((rank == 0).mean()),
+            "top1": float(right.mean()),
             "mean_per_class": float(np.mean([(r == 0).mean() for _, r in per_class])),
             "examples": float(len(labels)),
         }
+        rows = {
+            "index": embedded.columns["index"],
+            "truth": np.array(self.names)[labels],
+            "answer": np.array(self.names)[scores.argmax(1)],
+            "top1": right,
+        }
         if len(self.names) > 5:
             metrics["top5"] = float((rank < 5).mean())
-        rows = [(name, len(r), f"{100 * (r == 0).mean():.1f}%") for name, r in per_class]
-        return Result(metrics, {"classes": Table("accuracy by class", ("class", "images", "top-1"), rows)})
+            rows["top5"] = rank < 5
+        if "logit_scale" in predict:
+            scale = float(meshes.gather(predict["logit_scale"](), mesh))
+            rows["confidence"] = softmax(scale * scores).max(1)
+            metrics["ece"] = calibration_error(rows["confidence"], right, self.bins)
+        if groups:
+            metrics |= by_group(right, embedded.columns["group"], groups)
+            rows["group"] = embedded.columns["group"]
+        shown = [(name, len(r), f"{100 * (r == 0).mean():.1f}%") for name, r in per_class]
+        table = Table("accuracy by class", ("class", "images", "top-1"), shown)
+        return Result(metrics, {"classes": table}, {"images": rows})
+
+    def _embedded(self, predict: Predict, mesh: Mesh, more: dict[str, tuple[int, ...]]) -> Embedded:
+        """The records that have a class, embedded. Raises UserError where none has, or one is unknown."""
+        source = self.source
+        embedded = embed_source(predict["image_embedding"], source, self.image, self.batch_size, mesh, more)
+        labels = embedded.columns.get("label", np.full(len(embedded.vectors), -1))
+        if labels.max(initial=-1) < 0 or labels.max() >= len(self.names):
+            what = f"a label {labels.max()}" if labels.max(initial=-1) >= 0 else "no label"
+            raise UserError(f"ZeroShot: {source.name} has {what}, where there are {len(self.names)} classes.")
+        kept = labels >= 0
+        return Embedded(embedded.vectors[kept], {name: values[kept] for name, values in embedded.columns.items()})
 
 
 def ranks(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

@@ -157,10 +157,14 @@ class Contrastive:
         return self.model.constrain(params)
 
     def predict(self, variables: Variables) -> dict[str, Callable]:
-        """`image_embedding(uint8 [n, H, W, 3])` and `text_embedding(int32 [n, L])`, unit-norm f32 [n, dim]."""
+        """`image_embedding(uint8 [n, H, W, 3])` and `text_embedding(int32 [n, L])`, unit-norm f32 [n, dim].
+
+        `logit_scale()` is what the model multiplies their products by.
+        """
         return {
             "image_embedding": functools.partial(_image_embedding, self.model, shard.mesh_of(variables), variables),
             "text_embedding": functools.partial(_text_embedding, self.model, shard.mesh_of(variables), variables),
+            "logit_scale": functools.partial(self.model.scale, variables),
         }
 
 
