@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.evaluate import toy
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.data.text import Text
 from vlm_jax.evaluate.base import TIE
-from vlm_jax.evaluate.retrieval import Retrieval, recalls
+from vlm_jax.evaluate.retrieval import Retrieval, recalls, retrieve
 from vlm_jax.mesh import Layout
 
 
@@ -68,6 +69,38 @@ def test_equals_ranking_written_out(n, seed, block):
     for k in (1, 5, 10):
         assert found[f"image_to_text_r{k}"] == pytest.approx(np.mean(np.array(rank) < k))
         assert back[f"text_to_image_r{k}"] == found[f"image_to_text_r{k}"]
+
+
+@given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 10_000), st.integers(1, 40))
+def test_several_captions_that_may_be_equal_within_and_between_images(n, most, seed, block):
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(n), rng.integers(1, most + 1, n))
+    ids = rng.integers(0, max(1, len(owner) // 2), len(owner))
+    images, texts = unit(rng.normal(size=(n, 3))), unit(rng.normal(size=(ids.max() + 1, 3)))[ids]
+    scores = images @ texts.T
+    captions = [set(ids[owner == i].tolist()) for i in range(n)]
+    right = np.array([[ids[j] in captions[i] for j in range(len(ids))] for i in range(n)])
+    to_text, to_image = retrieve(images, texts, owner, ids, block)
+    for i in range(n):
+        top = max(scores[i, j] for j in range(len(ids)) if right[i, j])
+        assert to_text.rank[i] == sum(scores[i, j] >= top - TIE and not right[i, j] for j in range(len(ids)))
+    for j in range(len(ids)):
+        top = max(scores[i, j] for i in range(n) if right[i, j])
+        assert to_image.rank[j] == sum(scores[i, j] >= top - TIE and not right[i, j] for i in range(n))
+
+
+def test_rows_say_what_was_found():
+    """Two captions an image; the second image's captions both look like the first image."""
+    vectors = {"a": [1, 0, 0.1], "b": [1, 0, 0], "c": [1, 0.2, 0], "d": [1, 0.1, 0]}
+    records = [{"image": toy.picture(v), "text": t} for v, t in (([1, 0, 0], ["a", "b"]), ([0, 1, 0], ["c", "d"]))]
+    evaluator = Retrieval(source=toy.Source(tuple(records)), image=toy.IMAGE, text=toy.TEXT, captions=2, shown=(2, 1))
+    result = evaluator(toy.predict(3, vectors), Layout().make(jax.devices()[:1]))
+    assert result["image_to_text_r1"] == 1.0 and result["text_to_image_r1"] == 0.5
+    rows = result.rows["text_to_image"]
+    assert rows["index"].tolist() == [0, 0, 1, 1] and rows["answer_index"].tolist() == [0, 0, 0, 0]
+    assert rows["text_to_image_r1"].tolist() == [True, True, False, False]
+    assert result.rows["image_to_text"]["truth"].tolist() == ["a", "c"]
+    assert result.rows["image_to_text"]["answer"].tolist() == ["b", "c"]
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text, caption_ids
@@ -48,10 +48,18 @@ class Retrieval(Evaluator):
         texts, owner = self._captions(records)
         rows = self.text(texts)
         embedded = embed_rows(predict["text_embedding"], rows, self.batch_size, mesh)
-        found = recalls(images.vectors, embedded, owner, caption_ids(rows))
+        to_text, to_image = retrieve(images.vectors, embedded, owner, caption_ids(rows))
+        metrics, tables = {}, {}
+        for name, found, query in (("image_to_text", to_text, records), ("text_to_image", to_image, records[owner])):
+            hits = {f"{name}_r{k}": found.rank < k for k in RANKS}
+            metrics |= {key: float(hit.mean()) for key, hit in hits.items()}
+            tables[name] = {"index": query, **hits}
+        captions = np.array(texts)
+        tables["image_to_text"] |= {"truth": captions[_first(owner)], "answer": captions[to_text.best]}
+        tables["text_to_image"] |= {"truth": captions, "answer_index": records[to_image.best]}
         artifacts = {"similarity": self._similarity(images.vectors, embedded, texts, owner)}
         artifacts["top images"] = self._gallery(images.vectors, embedded, texts, owner, caption_ids(rows), records)
-        return Result({**found, "examples": float(len(images.vectors))}, artifacts)
+        return Result({**metrics, "examples": float(len(images.vectors))}, artifacts, tables)
 
     def _captions(self, records: np.ndarray) -> tuple[list[str], np.ndarray]:
         """All captions, and the row of the image that each belongs to."""
@@ -87,6 +95,18 @@ class Retrieval(Evaluator):
         return Gallery("best images for a caption", rows)
 
 
+def _first(owner: Int[np.ndarray, "m"]) -> Int[np.ndarray, "n"]:
+    """The first text of every image."""
+    return np.unique(owner, return_index=True)[1]
+
+
+class Found(NamedTuple):
+    """For every query how many wrong keys score at least as high as its best right one, and its best key."""
+
+    rank: Int[np.ndarray, "queries"]
+    best: Int[np.ndarray, "queries"]
+
+
 def recalls(
     images: Float[np.ndarray, "n dim"],
     texts: Float[np.ndarray, "m dim"],
@@ -94,27 +114,47 @@ def recalls(
     ids: Int[np.ndarray, "m"],
     block: int = 1024,
 ) -> dict[str, float]:
-    """Recall at 1, 5, 10 both ways; text j belongs to image owner[j], texts of equal `ids` are the same caption.
+    """Recall at 1, 5, 10 both ways; see `retrieve`."""
+    both = zip(("image_to_text", "text_to_image"), retrieve(images, texts, owner, ids, block))
+    return {f"{name}_r{k}": float((found.rank < k).mean()) for name, found in both for k in RANKS}
 
-    Worked through in blocks of queries, so that memory grows with n + m and not with their product.
+
+def retrieve(
+    images: Float[np.ndarray, "n dim"],
+    texts: Float[np.ndarray, "m dim"],
+    owner: Int[np.ndarray, "m"],
+    ids: Int[np.ndarray, "m"],
+    block: int = 1024,
+) -> tuple[Found, Found]:
+    """Texts for images and images for texts; text j belongs to image owner[j], texts of equal `ids` are one caption.
+
+    An image and a text belong together also by way of an equal caption. Worked through in blocks of queries, so that
+    memory grows with n + m and not with their product.
     """
-    # right[i, j]: image i and text j belong together, also by way of an equal caption
     kinds, kind = np.unique(ids, return_inverse=True)
-    has = np.zeros((len(images), len(kinds)), bool)
-    has[owner, kind] = True
 
-    def way(queries, keys, right_of) -> dict[int, float]:
-        best = []
+    def search(queries, keys, right_of) -> Found:
+        ranks, best = [], []
         for start in range(0, len(queries), block):
             scores = queries[start : start + block] @ keys.T
-            right = right_of(slice(start, start + block))
+            right = right_of(start, len(scores))
             top = np.where(right, scores, -np.inf).max(1, keepdims=True)
-            best.append(((scores >= top - TIE) & ~right).sum(1))
-        rank = np.concatenate(best)
-        return {k: float((rank < k).mean()) for k in RANKS}
+            ranks.append(((scores >= top - TIE) & ~right).sum(1))
+            best.append(scores.argmax(1))
+        return Found(np.concatenate(ranks), np.concatenate(best))
 
-    to_text = way(images, texts, lambda rows: has[rows][:, kind])
-    to_image = way(texts, images, lambda rows: has[:, kind[rows]].T)
-    return {
-        f"{name}_r{k}": r[k] for name, r in (("image_to_text", to_text), ("text_to_image", to_image)) for k in RANKS
-    }
+    def texts_of(start: int, count: int) -> Bool[np.ndarray, "count m"]:
+        mine = (owner >= start) & (owner < start + count)
+        has = np.zeros((count, len(kinds)), bool)
+        has[owner[mine] - start, kind[mine]] = True
+        return has[:, kind]
+
+    def images_of(start: int, count: int) -> Bool[np.ndarray, "count n"]:
+        wanted, row = np.unique(kind[start : start + count], return_inverse=True)
+        place = np.minimum(np.searchsorted(wanted, kind), len(wanted) - 1)
+        same = wanted[place] == kind
+        has = np.zeros((len(wanted), len(images)), bool)
+        has[place[same], owner[same]] = True
+        return has[row]
+
+    return search(images, texts, texts_of), search(texts, images, images_of)
