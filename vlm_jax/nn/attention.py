@@ -19,7 +19,8 @@ Mask = Bool[Array, "batch #time time"] | Int[Array, "batch time"]
 
 def attend(
     qkv: Float[Array, "batch time three_dim"],
-    mask: Bool[Array, "batch #time time"] | None = None,
+    mask: Mask | None = None,
+    bias: Float[Array, " three_dim"] | None = None,
     *,
     num_heads: int,
     causal: bool = False,
@@ -27,14 +28,18 @@ def attend(
     """Scaled dot-product self-attention over the fused projection, softmax in f32.
 
     It takes the matmul's output as it is, `[query | key | value]` with heads innermost-but-one, so that a kernel can
-    stand in for it without a change of layout. `mask` is true where a query (axis 1) may see a key (axis 2).
+    stand in for it without a change of layout. `mask` is true where a query (axis 1) may see a key (axis 2); or it is
+    the segment of each token, which sees those of its own; 0 is padding, which gives zero.
 
     In bf16 it is the platform's kernel (`vlm_jax.nn.kernels.attention`), which keeps no [time, time] weights for the
-    backward pass. In f32, and for a mask that differs between queries, it is the plain formula.
+    backward pass, and for segments in any dtype. In f32, and for a mask that differs between queries, it is the plain
+    formula, without `bias` (see there).
     """
-    if qkv.dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1):
-        seen = None if mask is None else mask[:, 0]
-        return kernels.attention(qkv, key_mask=seen, num_heads=num_heads, causal=causal)
+    if has_kernel(qkv.dtype, mask):
+        kernel = functools.partial(kernels.attention, qkv, bias=bias, num_heads=num_heads, causal=causal)
+        if mask is None:
+            return kernel()
+        return kernel(segment_ids=mask) if mask.ndim == 2 else kernel(key_mask=mask[:, 0])
     batch, time, _ = qkv.shape
     query, key, value = jnp.unstack(qkv.reshape(batch, time, 3, num_heads, -1), axis=2)
     mask = None if mask is None else mask[:, None]
@@ -42,18 +47,11 @@ def attend(
     return out.reshape(batch, time, -1)
 
 
-def attend_within(
-    qkv: Float[Array, "batch time three_dim"],
-    segment_ids: Int[Array, "batch time"],
-    *,
-    num_heads: int,
-    causal: bool = False,
-) -> Float[Array, "batch time dim"]:
-    """As `attend`, of packed sequences: a token sees those of its own segment; 0 is padding, which gives zero.
-
-    It is `vlm_jax.nn.kernels.attention` in any dtype, so that no [time, time] mask is kept or passed on.
-    """
-    return kernels.attention(qkv, segment_ids=segment_ids, num_heads=num_heads, causal=causal)
+def has_kernel(dtype: jnp.dtype, mask: Mask | None) -> bool:
+    """Whether `attend` is a kernel's."""
+    if mask is not None and mask.ndim == 2:
+        return True
+    return dtype == jnp.bfloat16 and (mask is None or mask.shape[1] == 1)
 
 
 class SelfAttention(nnx.Module):
@@ -80,16 +78,20 @@ class SelfAttention(nnx.Module):
         self.num_heads, self.causal, self.remat = num_heads, causal, remat
 
     def __call__(self, x: Float[Array, "batch time dim"], mask: Mask | None = None) -> Float[Array, "batch time dim"]:
-        num_heads = shard.part(self.num_heads, "heads", "attention heads")
-        core = functools.partial(attend, num_heads=num_heads, causal=self.causal)
-        if self.remat and self.out.dtype != jnp.bfloat16:
+        core = functools.partial(
+            attend, num_heads=shard.part(self.num_heads, "heads", "attention heads"), causal=self.causal
+        )
+        kernel = has_kernel(self.out.dtype, mask)
+        if self.remat and not kernel:
             core = jax.checkpoint(core)
-        fused, seen = ("batch", None, "heads"), ("batch", None, None)
-        if mask is not None and mask.ndim == 2:
-            within = functools.partial(attend_within, num_heads=num_heads, causal=self.causal)
-            return self.out(shard.per_shard(within, [fused, ("batch", None)], fused)(self.qkv(x), mask))
-        if mask is None:
-            out = shard.per_shard(lambda qkv: core(qkv, None), [fused], fused)(self.qkv(x))
-        else:
-            out = shard.per_shard(core, [fused, seen], fused)(self.qkv(x), mask)
-        return self.out(out)
+        # Where heads are split over devices, the order of the bias's columns is not that of the product's.
+        bias = self.qkv.bias[...] if kernel and self.qkv.bias is not None and shard.ways("heads") == 1 else None
+        tokens = ("batch", None, "heads")
+        operands = {"qkv": (self.qkv(x, bias_gradient=bias is None), tokens)}
+        if mask is not None:
+            operands["mask"] = mask, ("batch", *[None] * (mask.ndim - 1))
+        if bias is not None:
+            operands["bias"] = bias, (None,)
+        arrays, axes = zip(*operands.values())
+        by_name = lambda *arrays: core(**dict(zip(operands, arrays)))
+        return self.out(shard.per_shard(by_name, axes, tokens)(*arrays))

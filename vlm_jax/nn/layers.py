@@ -53,8 +53,12 @@ class Linear(nnx.Linear):
         super().__init__(*args, **kwargs)
         self.axes, self.groups = axes, groups
 
-    def __call__(self, x: Float[Array, "*batch in_dim"]) -> Float[Array, "*batch out_dim"]:
+    def __call__(
+        self, x: Float[Array, "*batch in_dim"], *, bias_gradient: bool = True
+    ) -> Float[Array, "*batch out_dim"]:
+        """`bias_gradient=False` where what takes the result gives the bias its gradient."""
         bias = None if self.bias is None else self.bias[...]
+        bias = bias if bias is None or bias_gradient else jax.lax.stop_gradient(bias)
         return project(x.astype(self.dtype), self.kernel[...], bias, self.axes, self.groups)
 
 

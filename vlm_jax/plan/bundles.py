@@ -184,13 +184,13 @@ def _attention(name: str, stage: str, operands: Sequence[str]) -> Any:
     from vlm_jax.nn.kernels import whole_image
     from vlm_jax.nn.kernels.geometry import Geometry
 
-    found = re.fullmatch(r"attention_\w+?_b(\d+)_t(\d+)_h(\d+)x(\d+)_k(\d+)(_causal)?(_masked)?", name)
+    found = re.fullmatch(r"attention_\w+?_b(\d+)_t(\d+)_h(\d+)x(\d+)_k(\d+)(_causal)?(_masked)?(_bias)?", name)
     if not found:
         return None
     batch, time, num_heads, head_dim, keys = map(int, found.groups()[:5])
     itemsize = jnp.dtype(_shape(operands[0])[1]).itemsize
-    causal, masked = (flag is not None for flag in found.groups()[5:])
-    geometry = Geometry(batch, time, num_heads * head_dim, num_heads, keys, itemsize, causal, masked)
+    causal, masked, bias_bar = (flag is not None for flag in found.groups()[5:])
+    geometry = Geometry(batch, time, num_heads * head_dim, num_heads, keys, itemsize, causal, masked, bias_bar)
     arrays = 1 if stage == "forward" else 4
     return lambda *args: getattr(whole_image, stage)(*args[:arrays], args[arrays:], geometry, interpret=False)
 

@@ -88,6 +88,32 @@ def test_equals_the_formula(shape, options, interpret):
 
 
 @pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "plain"])
+@pytest.mark.parametrize("shape", [(2, 20, 128, 2), (1, 8, 640, 8), (1, 270, 128, 1)], ids=str)
+def test_the_gradient_of_a_bias(shape, interpret):
+    """That of a bias added to every row of the projection, whose own gradient stays as it is."""
+    qkv, out_bar, options = case(shape, {"segment_ids": True})
+    bias = jax.random.normal(jax.random.key(0), qkv.shape[-1:])
+
+    def biased(qkv, bias, **options):
+        return attention(qkv + jax.lax.stop_gradient(bias), bias=bias, interpret=interpret, **options)
+
+    vjp = lambda f: jax.vjp(functools.partial(f, **options), qkv, bias)[1](out_bar)
+    for a, b in zip(vjp(biased), vjp(lambda qkv, bias, **options: formula(qkv + bias, **options))):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_the_gradient_of_a_bias_on_many_devices():
+    """One bias for all of them; its gradient is the sum over their rows."""
+    qkv, out_bar, options = case((8, 9, 128, 2), {})
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    local = lambda qkv, bias: attention(qkv, bias=bias, interpret=pltpu.InterpretParams(), **options)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    bias = jnp.zeros(qkv.shape[-1])
+    qkv_bar, bias_bar = jax.block_until_ready(jax.vjp(mapped, qkv, bias)[1](out_bar))
+    np.testing.assert_allclose(bias_bar, qkv_bar.sum(axis=(0, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "plain"])
 def test_a_query_that_sees_nothing(interpret):
     """Its result and every gradient from it are zero, and nothing is infinite beside it."""
     qkv, out_bar, _ = case((2, 16, 128, 2), {})
@@ -148,6 +174,7 @@ def test_inside_shard_map(options, interpret):
         ({"num_heads": 5}, "3 x 5 heads"),
         ({"num_heads": 2, "valid": 0}, "valid must be in 1..8"),
         ({"num_heads": 2, "segment_ids": jnp.ones((2, 7), jnp.int32)}, r"segment_ids must be \(2, 8\)"),
+        ({"num_heads": 2, "bias": jnp.ones(128)}, r"bias must be \(384,\)"),
         ({"num_heads": 2, "key_mask": jnp.ones((1, 8), bool)}, r"key_mask must be \(2, 8\)"),
     ],
 )

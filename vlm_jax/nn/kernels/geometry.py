@@ -45,6 +45,7 @@ class Geometry:
     itemsize: int
     causal: bool = False
     masked: bool = False
+    bias_bar: bool = False  # whether the backward kernel adds up the rows of its result
 
     @property
     def head_dim(self) -> int:

@@ -25,6 +25,7 @@ class Options:
     num_heads: int
     causal: bool
     valid: int
+    bias: bool
     interpret: Any
 
 
@@ -32,6 +33,7 @@ def attention(
     qkv: Float[Array, "batch time three_dim"],
     segment_ids: Int[Array, "batch time"] | None = None,
     key_mask: Bool[Array, "batch time"] | None = None,
+    bias: Float[Array, " three_dim"] | None = None,
     *,
     num_heads: int,
     causal: bool = False,
@@ -54,11 +56,13 @@ def attention(
     A program over several devices must call it inside `jax.shard_map`: a kernel is not partitioned for it.
 
     Args:
+      bias: what was added to each row of `qkv`, for its gradient alone: the sum of all rows of the cotangent of `qkv`,
+        which are at hand here, and would have to be read again. The projection then must not pass it one.
       interpret: run the TPU's kernel in the interpreter, on any platform; inside `jax.shard_map` with checked types
         that takes `pltpu.InterpretParams()` for True.
 
     Raises:
-      ValueError: heads that do not divide the width, `valid` outside of 1..time, or ids of another shape.
+      ValueError: heads that do not divide the width, `valid` outside of 1..time, or ids or bias of another shape.
     """
     batch, time, width = qkv.shape
     valid = time if valid is None else valid
@@ -69,9 +73,12 @@ def attention(
     for name, x in (("segment_ids", segment_ids), ("key_mask", key_mask)):
         if x is not None and x.shape != (batch, time):
             raise ValueError(f"attention: {name} must be {(batch, time)}; got {x.shape}.")
-    ids = _ids(segment_ids, key_mask)
-    (qkv, *ids), _ = same_type([qkv, *(ids or ())])
-    return _attention(qkv, tuple(ids) or None, Options(num_heads, causal, valid, interpret))
+    if bias is not None and bias.shape != (width,):
+        raise ValueError(f"attention: bias must be {(width,)}; got {bias.shape}.")
+    ids = _ids(segment_ids, key_mask) or ()
+    (qkv, *rest), _ = same_type([qkv, *ids, *([] if bias is None else [bias.astype(jnp.float32)])])
+    ids, bias = tuple(rest[: len(ids)]) or None, None if bias is None else rest[-1]
+    return _attention(qkv, bias, ids, Options(num_heads, causal, valid, bias is not None, interpret))
 
 
 def _ids(segment_ids, key_mask) -> Ids | None:
@@ -85,19 +92,20 @@ def _ids(segment_ids, key_mask) -> Ids | None:
     return query_ids, key_ids.astype(jnp.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _attention(qkv, ids, options):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(qkv, bias, ids, options):
     return _forward(qkv, ids, options)[0]
 
 
-def _attention_forward(qkv, ids, options):
+def _attention_forward(qkv, bias, ids, options):
     out, statistics = _forward(qkv, ids, options)
     return out, (qkv, ids, out, statistics)
 
 
 def _attention_backward(options, residuals, out_bar):
     ids = residuals[1]
-    return _backward(*residuals, out_bar, options), jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), ids)
+    qkv_bar, bias_bar = _backward(*residuals, out_bar, options)
+    return qkv_bar, bias_bar, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), ids)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -128,16 +136,20 @@ def _forward(qkv, ids, options):
 
 @functools.partial(jax.jit, static_argnums=5)
 def _backward(qkv, ids, out, statistics, out_bar, options):
+    """The cotangents of `qkv`, and of the bias if there is one."""
     geometry = _geometry(qkv, ids, options)
 
     def other(attend, qkv, ids, out, statistics, out_bar):
-        return jax.vjp(lambda x: attend(x, ids), qkv)[1](out_bar)[0]
+        qkv_bar = jax.vjp(lambda x: attend(x, ids), qkv)[1](out_bar)[0]
+        return qkv_bar, qkv_bar.sum(axis=(0, 1), dtype=jnp.float32) if options.bias else None
 
     def kernel(qkv, ids, out, statistics, out_bar):
         g = geometry
         arrays = [_padded(x, g) for x in (qkv, out, out_bar)]
-        qkv_bar = whole_image.backward(*arrays, statistics, _laid_out(ids, g), g, interpret=options.interpret)
-        return qkv_bar[:, : qkv.shape[1]]
+        qkv_bar, *bias_bar = whole_image.backward(
+            *arrays, statistics, _laid_out(ids, g), g, interpret=options.interpret
+        )
+        return qkv_bar[:, : qkv.shape[1]], bias_bar[0].sum(axis=(0, 1)) if options.bias else None
 
     if options.interpret:
         return kernel(qkv, ids, out, statistics, out_bar)
@@ -166,7 +178,8 @@ def _geometry(qkv, ids, options: Options) -> Geometry | None:
     if qkv.dtype not in DTYPES or not supports(time, width // 3, o.num_heads, qkv.dtype.itemsize):
         return None
     padded = tile_of_queries(time)[1]
-    return Geometry(batch, padded, width // 3, o.num_heads, o.valid, qkv.dtype.itemsize, o.causal, ids is not None)
+    size, masked = qkv.dtype.itemsize, ids is not None
+    return Geometry(batch, padded, width // 3, o.num_heads, o.valid, size, o.causal, masked, o.bias)
 
 
 def _padded(x: Array, g: Geometry) -> Array:

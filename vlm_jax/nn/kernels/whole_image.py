@@ -27,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from vlm_jax.nn.kernels.add_norm import eighths
 from vlm_jax.nn.kernels.geometry import LANES, Geometry
 from vlm_jax.nn.kernels.varying import same_type
 
@@ -190,12 +191,18 @@ def _backward_kernel(*refs: Any, geometry: Geometry) -> None:
     qkv_ref, out_ref, out_bar_ref, stats_ref = (refs.pop(0) for _ in range(4))
     query_ids, key_ids = (refs.pop(0), refs.pop(0)) if g.masked else (None, None)
     qkv_bar_ref = refs.pop(0)
+    bias_bar_ref = refs.pop(0) if g.bias_bar else None
     bias_ref = refs.pop(0) if g.biased else None
     sums_ref = refs.pop(0) if g.tiles > 1 else None
     # A narrow head's gradients have fewer lanes than keys: as [head_dim, keys] the matrix unit has less to stream.
     wide = g.head_dim % LANES == 0
     flip = (lambda x: x) if wide else (lambda x: x.T)
     dtype, to_log2 = qkv_ref.dtype, g.scale * math.log2(math.e)
+
+    def write(row: Any, tokens: Any, lanes: Any, bar: Array) -> None:
+        qkv_bar_ref[row, tokens, lanes] = bar
+        if bias_bar_ref is not None:
+            bias_bar_ref[row, :, lanes] += eighths(bar.astype(jnp.float32)).sum(axis=0, keepdims=True)
 
     def heads(row: Any, i: Any, group: Any, slot: int) -> list[Stage]:
         lanes = lambda section: _span(section * g.dim + group * g.lanes, g.lanes, LANES)
@@ -232,10 +239,10 @@ def _backward_kernel(*refs: Any, geometry: Geometry) -> None:
                     bars.append((query_bar, _dot(head("query"), s_bar, 1, 1), _dot(head("out_bar"), p, 1, 1)))
                 if j == g.heads_of_group - 1:
                     query_bar, key_bar, value_bar = (jnp.concatenate(x) for x in zip(*bars))
-                    qkv_bar_ref[row, queries, lanes(0)] = (query_bar * g.scale).astype(dtype).T
+                    write(row, queries, lanes(0), (query_bar * g.scale).astype(dtype).T)
                     if sums_ref is None:
-                        qkv_bar_ref[row, :, lanes(1)] = flip((key_bar * g.scale).astype(dtype))
-                        qkv_bar_ref[row, :, lanes(2)] = flip(value_bar.astype(dtype))
+                        write(row, slice(None), lanes(1), flip((key_bar * g.scale).astype(dtype)))
+                        write(row, slice(None), lanes(2), flip(value_bar.astype(dtype)))
                     else:
                         sums_ref[slot, 0] += key_bar
                         sums_ref[slot, 1] += value_bar
@@ -251,12 +258,14 @@ def _backward_kernel(*refs: Any, geometry: Geometry) -> None:
         for c in range(chunk if sums_ref is not None else 0):
             start = (n * chunk + c) * g.lanes
             key_lanes, value_lanes = (_span(section * g.dim + start, g.lanes, LANES) for section in (1, 2))
-            qkv_bar_ref[row, :, key_lanes] = flip((sums_ref[c, 0] * g.scale).astype(dtype))
-            qkv_bar_ref[row, :, value_lanes] = flip(sums_ref[c, 1].astype(dtype))
+            write(row, slice(None), key_lanes, flip((sums_ref[c, 0] * g.scale).astype(dtype)))
+            write(row, slice(None), value_lanes, flip(sums_ref[c, 1].astype(dtype)))
 
     def one_row(row):
         if bias_ref is not None:
             _write_bias(bias_ref, query_ids, key_ids, row, g)
+        if bias_bar_ref is not None:
+            bias_bar_ref[row] = jnp.zeros(bias_bar_ref.shape[1:], jnp.float32)
         _loop(g.groups // chunk, functools.partial(one_chunk, row))
 
     _loop(g.rows, one_row)
@@ -302,7 +311,9 @@ def _call(
 
 def kernel_name(stage: str, g: Geometry) -> str:
     """`attention_forward_b32_t200_h12x64_k196_causal_masked`: all that the kernel depends on, but the dtype."""
-    options = "".join(f"_{name}" for name in ("causal", "masked") if getattr(g, name))
+    options = "".join(f"_{name}" for name in ("causal", "masked") if getattr(g, name)) + "_bias" * (
+        g.bias_bar and stage == "backward"
+    )
     return f"attention_{stage}_b{g.batch}_t{g.time}_h{g.num_heads}x{g.head_dim}_k{g.keys}{options}"
 
 
@@ -319,12 +330,13 @@ def forward(qkv: Array, ids: Sequence[Array], g: Geometry, *, interpret: Any) ->
 
 def backward(
     qkv: Array, out: Array, out_bar: Array, stats: Array, ids: Sequence[Array], g: Geometry, *, interpret: Any
-) -> Any:
+) -> list[Array]:
+    """The cotangent of `qkv`, and where the geometry asks for it that of a bias, [batch, 1, 3 dim] in f32."""
     scratch = _scratch(g)
     if g.tiles > 1:
         shape = (g.time, g.lanes) if g.head_dim % LANES == 0 else (g.lanes, g.time)
         scratch.append(pltpu.VMEM((g.chunk, 2, *shape), jnp.float32))
-    outs = [((g.time, 3 * g.dim), qkv.dtype)]
+    outs = [((g.time, 3 * g.dim), qkv.dtype)] + [((1, 3 * g.dim), jnp.float32)] * g.bias_bar
     return _call(
         _backward_kernel,
         kernel_name("backward", g),
@@ -334,4 +346,4 @@ def backward(
         g,
         products=5,
         interpret=interpret,
-    )[0]
+    )
