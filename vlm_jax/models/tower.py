@@ -17,6 +17,7 @@ from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import STYLES, Initializers, initializers
 from vlm_jax.nn.layers import layer_norm, linear
 from vlm_jax.nn.pool import MapHead
+from vlm_jax.nn.swiglu import SWIGLU
 from vlm_jax.nn.transformer import REMAT, Transformer
 
 
@@ -55,6 +56,8 @@ class Tower(abc.ABC):
     Attributes:
       size: Ti, S, B, L, So400m or g; `width`, `depth`, `mlp_dim`, `num_heads` replace parts of it. With a width of
         its own and nothing else said, the MLP is 4 widths and a head about 64 wide, as in the named sizes.
+      activation: of the MLPs: "gelu", "gelu_tanh", "quick_gelu", or "swiglu", whose two branches are `mlp_dim` wide each.
+      layer_scale: where the learned factors of each branch start (Touvron et al. 2021; DINOv2); None for none.
       out_dim: width of the linear head; None for no head.
       scan, remat: see `nn.transformer.Transformer`.
       dtype: of the computation, "bfloat16" or "float32"; parameters are f32.
@@ -70,6 +73,7 @@ class Tower(abc.ABC):
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
     qkv_bias: bool = True
+    layer_scale: float | None = None
     out_dim: int | None = None
     head_bias: bool = True
     scan: bool = False
@@ -90,7 +94,9 @@ class Tower(abc.ABC):
             raise UserError(
                 f"width={self.geometry.width} is not divisible by num_heads={self.geometry.num_heads}; set both."
             )
-        check("activation", self.activation, ACTIVATIONS)
+        check("activation", self.activation, (*ACTIVATIONS, SWIGLU))
+        if self.activation == SWIGLU and self.pool == "map":
+            raise UserError("activation='swiglu' has no pool='map'; take another pooling or activation.")
         check("remat", self.remat, REMAT)
         check("dtype", self.dtype, ("bfloat16", "float32"))
         check("init_style", self.init_style, STYLES)
@@ -145,6 +151,7 @@ class Tower(abc.ABC):
             remat=self.remat,
             dtype=self.dtype,
             init_style=self.init_style,
+            layer_scale=self.layer_scale,
         )
 
     @functools.cached_property

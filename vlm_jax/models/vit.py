@@ -17,6 +17,7 @@ from vlm_jax.nn import pool
 from vlm_jax.nn.embed import ImageEmbed
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers
+from vlm_jax.nn.positions import RESIZES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,11 @@ class ViT(Tower):
       stem_channels: widths of stride-2 convolutions before the patch embedding; () for plain patches.
       posemb: "learn", "sincos2d", or "factorised" into rows and columns (NaViT).
       pool: "cls" (a token of its own), "gap" (mean over patches) or "map" (attention with a learned probe).
+      posemb_resize: how learned positions are carried over to images of another size: "bilinear" or "bicubic",
+        antialiased, or "cubic", without and with a sharper kernel, as DINOv2 has it.
+      trim: an image that patches do not divide loses the rest at its bottom and right, as it does in a convolution
+        (SigLIP So400m/14 at 384); without, it is an error.
+      registers: tokens beside CLS that hold no patch (Darcet et al. 2024, arXiv:2309.16588).
       pre_norm: a LayerNorm, `ln_pre`, before the first block, as CLIP has it.
       patch_dropout: fraction of patches left out of each image in training (FLIP, Li et al. 2023).
     """
@@ -36,6 +42,9 @@ class ViT(Tower):
     image_size: int = 224
     stem_channels: tuple[int, ...] = ()
     posemb: str = "learn"
+    posemb_resize: str = "bilinear"
+    trim: bool = False
+    registers: int = 0
     pre_norm: bool = False
     patch_bias: bool = True
     patch_dropout: float = 0.0
@@ -44,11 +53,14 @@ class ViT(Tower):
         """Raises UserError where fields do not fit each other."""
         super().validate()
         check("posemb", self.posemb, ("learn", "sincos2d", "factorised"))
+        check("posemb_resize", self.posemb_resize, RESIZES)
         check("pool", self.pool, ("cls", "gap", "map"))
+        if self.registers < 0 or (self.registers and self.pool != "cls"):
+            raise UserError(f"registers={self.registers} must be at least 0, and stand beside a CLS token: pool='cls'.")
         for field in ("patch_size", "image_size"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 1.")
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and not self.trim:
             raise UserError(f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}.")
         stride = 2 ** len(self.stem_channels)
         if self.patch_size % stride:
@@ -66,7 +78,10 @@ class ViT(Tower):
             grid=self.image_size // self.patch_size,
             stem_channels=self.stem_channels,
             posemb=self.posemb,
+            posemb_resize=self.posemb_resize,
             cls_token=self.pool == "cls",
+            registers=self.registers,
+            trim=self.trim,
             bias=self.patch_bias,
             dtype=self.dtype,
             init=init,
@@ -101,7 +116,7 @@ class ViT(Tower):
         if train and self.patch_dropout:
             if key is None:
                 raise UserError("patch_dropout needs a key in training.")
-            x = drop_patches(x, self.patch_dropout, key, prefix=int(cls))
+            x = drop_patches(x, self.patch_dropout, key, prefix=int(cls) + self.registers)
         if self.pre_norm:
             x = self._parts["ln_pre"](params["ln_pre"], x)
         return self._encode(params, x, (lambda x: x[:, 0]) if cls else pool.mean, taps=taps)
@@ -112,6 +127,10 @@ class ViT(Tower):
             raise UserError("packed images have no CLS token: give the image tower pool='map' or 'gap'.")
         if self.stem_channels:
             raise UserError("packed images are patches, which stem_channels cannot go over: set it to ().")
+        if self.posemb == "learn" and self.posemb_resize != "bilinear":
+            raise UserError(
+                "packed images have positions of their own sizes: give the image tower posemb_resize='bilinear'."
+            )
         if self.patch_dropout:
             raise UserError(
                 "patches of packed images are dropped as they are packed: set Packing.drop, patch_dropout=0."

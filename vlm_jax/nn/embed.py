@@ -74,7 +74,7 @@ class ConvStem(nnx.Module):
 
 
 class ImageEmbed(nnx.Module):
-    """Patches (after the optional stem) plus positions, with a CLS token in front where one is pooled.
+    """Patches (after the optional stem) plus positions, with a CLS token in front where one is pooled, and registers.
 
     Learned positions are those of the trained `grid`; an image with another grid gets them resampled. They include one
     for CLS (as CLIP and the original ViT have it), which other positions leave at zero. Factorised ones are the sum of
@@ -89,7 +89,10 @@ class ImageEmbed(nnx.Module):
         grid: int,
         stem_channels: tuple[int, ...],
         posemb: str,
+        posemb_resize: str = "bilinear",
         cls_token: bool,
+        registers: int = 0,
+        trim: bool = False,
         bias: bool,
         dtype: str,
         init: Initializers,
@@ -101,14 +104,19 @@ class ImageEmbed(nnx.Module):
             patch_size >> len(stem_channels), channels, width, bias=bias, dtype=dtype, rngs=rngs
         )
         self.cls = nnx.Param(init.cls(rngs.params(), (width,))) if cls_token else None
+        self.registers = nnx.Param(jnp.zeros((registers, width))) if registers else None
         learned = posemb == "learn"
         self.posemb = nnx.Param(init.image_posemb(rngs.params(), (cls_token + grid * grid, width))) if learned else None
         factorised = posemb == "factorised"
         self.posemb_row = nnx.Param(init.image_posemb(rngs.params(), (grid, width))) if factorised else None
         self.posemb_col = nnx.Param(init.image_posemb(rngs.params(), (grid, width))) if factorised else None
         self.patch_size, self.width, self.dtype = patch_size, width, dtype
+        self.posemb_resize, self.trim = posemb_resize, trim
 
     def __call__(self, image: Float[Array, "batch height width 3"]) -> Float[Array, "batch time dim"]:
+        if self.trim:
+            image = image[:, : image.shape[1] // self.patch_size * self.patch_size]
+            image = image[:, :, : image.shape[2] // self.patch_size * self.patch_size]
         batch, *size, _ = image.shape
         if size[0] % self.patch_size or size[1] % self.patch_size:
             raise UserError(f"an image of {size[0]} x {size[1]} is not divisible by patch_size={self.patch_size}.")
@@ -119,11 +127,13 @@ class ImageEmbed(nnx.Module):
         if prefix:
             x = jnp.concatenate([repeat(self.cls[...][None], batch, self.dtype), x], axis=1)
         x = x + repeat(self._positions((rows, cols), prefix), batch, self.dtype)
+        if self.registers is not None:
+            x = jnp.concatenate([x[:, :1], repeat(self.registers[...], batch, self.dtype), x[:, 1:]], axis=1)
         return shard.constrain(x, "batch", None, "embed")
 
     def _positions(self, grid: tuple[int, int], prefix: int) -> Float[Array, "time dim"]:
         if self.posemb is not None:
-            return resample(self.posemb[...], grid, prefix=prefix)
+            return resample(self.posemb[...], grid, prefix=prefix, method=self.posemb_resize)
         if self.posemb_row is not None:
             if max(grid) > (most := self.posemb_row.shape[0]):
                 raise UserError(f"an image of {grid[0]} x {grid[1]} patches, factorised positions are for {most}.")

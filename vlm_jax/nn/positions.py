@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.errors import UserError
 
 
+RESIZES = ("bilinear", "bicubic", "cubic")
+
+
 def sincos2d(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "grid dim"]:
     """Fixed 2-D positions, row by row: a quarter of `dim` each for the sine and cosine of x, then of y.
 
@@ -41,7 +44,8 @@ def resample(
     Args:
       posemb: positions in row-major order, after `prefix` ones that belong to no patch (CLS) and stay as they are.
       grid: rows and columns of the new grid.
-      method: "bilinear" (big_vision) or "bicubic" (open_clip, timm), as `jax.image.resize` names them.
+      method: "bilinear" (big_vision) or "bicubic" (open_clip, timm), as `jax.image.resize` names them, or "cubic":
+        not antialiased, Keys' kernel with a = -3/4 (torch's bicubic, and so DINOv2's).
       old_grid: rows and columns of the old grid; a square if not given.
 
     Raises:
@@ -54,8 +58,25 @@ def resample(
     if old_grid == tuple(grid):
         return posemb
     old = posemb[prefix:].reshape(*old_grid, -1).astype(jnp.float32)
-    new = jax.image.resize(old, (*grid, old.shape[-1]), method, antialias=True).reshape(grid[0] * grid[1], -1)
+    if method == "cubic":
+        rows, cols = (_cubic(before, after) for before, after in zip(old_grid, grid))
+        new = jnp.einsum("hr,wc,rcd->hwd", rows, cols, old, precision="highest")
+    else:
+        new = jax.image.resize(old, (*grid, old.shape[-1]), method, antialias=True)
+    new = new.reshape(grid[0] * grid[1], -1)
     return jnp.concatenate([posemb[:prefix], new.astype(posemb.dtype)])
+
+
+def _cubic(old: int, new: int, a: float = -0.75) -> Float[np.ndarray, "new old"]:
+    """Weights of interpolation between samples at half-integers, the outermost of which repeat beyond the edge."""
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    index = np.floor(place)[:, None].astype(int) + np.arange(-1, 3)
+    t = np.abs(place[:, None] - index)
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+    weights = np.zeros((new, old))
+    np.add.at(weights, (np.arange(new)[:, None], index.clip(0, old - 1)), np.where(t <= 1, near, far))
+    return weights.astype(np.float32)
 
 
 def within_segments(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:

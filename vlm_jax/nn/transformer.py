@@ -18,7 +18,7 @@ from vlm_jax.nn.attention import Mask, SelfAttention
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers, initializers
 from vlm_jax.nn.layers import layer_norm
-from vlm_jax.nn.mlp import Mlp
+from vlm_jax.nn.swiglu import perceptron
 
 REMAT = ("none", "attention", "mlp", "block")
 
@@ -47,7 +47,7 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         self.ln2 = layer_norm(c.width, epsilon=c.norm_eps, dtype=c.dtype, rngs=rngs)
-        self.mlp = Mlp(
+        self.mlp = perceptron(
             c.width,
             c.mlp_dim,
             activation=c.activation,
@@ -56,6 +56,9 @@ class Block(nnx.Module):
             init=init,
             rngs=rngs,
         )
+        scaled = c.layer_scale is not None
+        self.ls1 = nnx.Param(jnp.full(c.width, c.layer_scale)) if scaled else None
+        self.ls2 = nnx.Param(jnp.full(c.width, c.layer_scale)) if scaled else None
 
     def __call__(
         self,
@@ -64,8 +67,13 @@ class Block(nnx.Module):
         mask: Mask | None,
     ) -> tuple[Float[Array, "batch time dim"], Float[Array, "batch time dim"]]:
         x, h = self.ln1.add(x, pending)
-        x, h = self.ln2.add(x, self.attn(h, mask))
-        return x, self.mlp(h)
+        x, h = self.ln2.add(x, _scaled(self.attn(h, mask), self.ls1))
+        return x, _scaled(self.mlp(h), self.ls2)
+
+
+def _scaled(branch: Float[Array, "batch time dim"], scale: nnx.Param | None) -> Float[Array, "batch time dim"]:
+    """A branch times its LayerScale (Touvron et al. 2021, arXiv:2103.17239), whose gradient is summed in f32."""
+    return branch if scale is None else (branch * scale[...]).astype(branch.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +101,7 @@ class Transformer:
     remat: str
     dtype: str
     init_style: str
+    layer_scale: float | None = None
 
     @functools.cached_property
     def _block(self) -> Functional:

@@ -1,0 +1,91 @@
+"""Weights of other libraries in and out: Hugging Face, open_clip and big_vision, by tables of names.
+
+imported = read("path/to/siglip-base-patch16-224")
+model = vlm_jax.config.build(imported.model)
+embeddings, _ = model.encode_image({"params": imported.params}, images)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm_jax.errors import UserError
+from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, ours, processing, texts
+from vlm_jax.interop.source import Imported as Imported
+from vlm_jax.interop.source import Source
+
+OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether `read` is to be asked, and not the loader of workdirs and their checkpoints."""
+    if hub.is_name(path):
+        return True
+    path = Path(path)
+    return path.suffix == ".npz" or _kind(path) is not None
+
+
+def _kind(path: Path) -> str | None:
+    if (path / OPEN_CLIP).is_file():
+        return "open_clip"
+    if ours.is_export(path):
+        return "vlm_jax"
+    if (path / HUGGING_FACE).is_file() and not ours.is_config(path / HUGGING_FACE):
+        return "hugging_face"
+    return None
+
+
+def source(path: str | Path) -> Source:
+    """The model and where its arrays are, which `Source.params` reads; preprocessing files are not needed.
+
+    Args:
+      path: a folder of Hugging Face, open_clip or our own export; big_vision's `.npz`; or `hf:ORG/NAME`.
+
+    Raises:
+      UserError: it is none of these, or one that has no equal here.
+    """
+    path = hub.fetch(path)
+    if path.suffix == ".npz":
+        return big_vision.source(path)
+    readers = {"open_clip": open_clip.source, "vlm_jax": ours.source, "hugging_face": hugging_face.source}
+    kind = _kind(path)
+    if kind is None:
+        raise UserError(
+            f"{path} is no folder of a model ({HUGGING_FACE} or {OPEN_CLIP} with weights), and no big_vision .npz."
+        )
+    return readers[kind](path)
+
+
+def read(path: str | Path) -> Imported:
+    """A model with its arrays and its preprocessing. `path` is what `source` takes.
+
+    Raises:
+      UserError: in one line, also where tensors are missing, of another shape, or not used; nothing is half-read.
+    """
+    path = hub.fetch(path)
+    found = source(path)
+    if found.family == "vlm_jax":
+        return ours.read(path, found)
+    images_alone = found.model["_target"].endswith("ViT")
+    words = texts.Words(None, None)
+    if found.family == "open_clip":
+        pixels, words = open_clip.processing(path, found.model)
+    elif found.family == "big_vision":
+        pixels, words = big_vision.processing(found.model)
+    else:
+        pixels = processing.from_hugging_face(path)
+        if not images_alone:
+            words = texts.from_hugging_face(path, found.model.text.length)
+    if not images_alone:
+        found.model.image_mean, found.model.image_std = pixels.mean, pixels.std
+    return Imported(
+        family=found.family,
+        model=found.model,
+        params=found.params(),
+        image=pixels.image,
+        text=words.text,
+        tokenizer=words.tokenizer,
+        source=str(path),
+        image_mean=pixels.mean,
+        image_std=pixels.std,
+    )

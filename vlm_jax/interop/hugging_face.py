@@ -1,0 +1,317 @@
+"""Folders of Hugging Face models: `config.json` to our model, and back; weights by the tables of `names`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vlm_jax.config import bind
+from vlm_jax.errors import UserError, closest
+from vlm_jax.interop import names, tensors
+from vlm_jax.interop.source import Fields, Source, complete, read_json
+from vlm_jax.interop.table import Table
+from vlm_jax.models.text import TextTransformer
+from vlm_jax.models.two_tower import TwoTower
+from vlm_jax.models.vit import ViT
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+WRITTEN = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+# Ours: theirs. Every tower has the first four.
+SIZES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+}
+IMAGE = {"patch_size": "patch_size", "image_size": "image_size"}
+TEXT = {"vocab_size": "vocab_size", "length": "max_position_embeddings"}
+
+# What their configuration classes fill in where config.json says nothing.
+_TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_VISION = {**_TOWER, "num_channels": 3, "image_size": 224, "patch_size": 16}
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SIGLIP_TEXT = {**_TOWER, **_SIGLIP, "vocab_size": 32_000, "max_position_embeddings": 64}
+_SIGLIP_VISION = {**_VISION, **_SIGLIP, "vision_use_head": True, "num_patches": 256}
+_CLIP_TEXT = {
+    **_CLIP,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "vocab_size": 49_408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49_407,
+    "pad_token_id": 1,
+}
+_CLIP_VISION = {**_VISION, **_CLIP, "patch_size": 32}
+_VIT = {**_VISION, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}
+_DINOV2 = {**_VIT, "layer_norm_eps": 1e-6, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": False}
+_DINOV2 |= {"layerscale_value": 1.0, "num_register_tokens": 4}
+
+# What their classes always have, which is what ours are set to, or must be to be written.
+_PLAIN = {"stem_channels": (), "posemb": "learn", "registers": 0, "layer_scale": None}
+_PLAIN_TEXT = {"layer_scale": None}
+SIGLIP_IMAGE = {**_PLAIN, "pool": "map", "pre_norm": False, "patch_bias": True, "qkv_bias": True, "out_dim": None}
+SIGLIP_TEXT = {**_PLAIN_TEXT, "pool": "last", "causal": False, "mask_padding": False, "qkv_bias": True}
+SIGLIP_TEXT |= {"head_bias": True}
+CLIP_IMAGE = {**_PLAIN, "pool": "cls", "pre_norm": True, "patch_bias": False, "qkv_bias": True, "head_bias": False}
+CLIP_TEXT = {**_PLAIN_TEXT, "pool": "eos", "causal": True, "qkv_bias": True, "head_bias": False}
+VIT_IMAGE = {**_PLAIN, "pool": "cls", "pre_norm": False, "patch_bias": True, "head_bias": True}
+DINOV2_IMAGE = {"stem_channels": (), "posemb": "learn", "pool": "cls", "pre_norm": False, "patch_bias": True}
+DINOV2_IMAGE |= {"out_dim": None}
+
+POSITION_IDS = r".*embeddings\.position_ids"  # a buffer of versions before 4.31
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of config.json.
+
+    Attributes:
+      model: our model from theirs (config.json, folder).
+      table: of names, for our model.
+      ignored: tensors that our model does without.
+      rename: their older names, or prefixes, to those of the table.
+    """
+
+    model: Callable[[dict, str], ConfigDict]
+    table: Callable[[Any], Table]
+    ignored: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+
+
+def source(folder: Path) -> Source:
+    """The model of a folder, its arrays not yet read. Raises UserError."""
+    config = read_json(folder / "config.json")
+    where = str(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"{where}: no model of type {kind!r} is known here; {closest(str(kind), FAMILIES)}")
+    family = FAMILIES[kind]
+    node = complete(family.model(config, where))
+    held = tensors.open_tensors(tensors.find(folder)).renamed(lambda name: _renamed(name, family.rename))
+    name = "siglip2_naflex" if kind == "siglip2" else "dinov2" if kind.startswith("dinov2") else kind
+    return Source(name, node, family.table(node), held, family.ignored)
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _tower(fields: Fields, keys: Mapping[str, str]) -> dict[str, Any]:
+    sizes = {ours: fields.whole(theirs) for ours, theirs in keys.items()}
+    activation = fields.choose("hidden_act", ACTIVATIONS)
+    return sizes | {"activation": activation, "norm_eps": float(fields["layer_norm_eps"]), "dtype": "float32"}
+
+
+def _trimmed(tower: dict[str, Any]) -> dict[str, Any]:
+    """Patches that do not divide the image leave the rest of it out."""
+    return tower | {"trim": tower["image_size"] % tower["patch_size"] != 0}
+
+
+def _parts(config: dict, where: str, text: dict, vision: dict) -> tuple[Fields, Fields]:
+    both = []
+    for part, defaults in (("text_config", text), ("vision_config", vision)):
+        values = {**(config.get(part) or {}), **(config.get(f"{part}_dict") or {})}
+        both.append(Fields(values, defaults, f"{where}, {part}"))
+    both[1].require(num_channels=3)
+    return both[0], both[1]
+
+
+def _siglip(config: dict, where: str) -> ConfigDict:
+    text, vision = _parts(config, where, _SIGLIP_TEXT, _SIGLIP_VISION)
+    vision.require(vision_use_head=True)
+    if config["model_type"] == "siglip2":
+        side = math.isqrt(vision.whole("num_patches"))
+        image = _tower(vision, SIZES | {"patch_size": "patch_size"})
+        image |= {"image_size": side * image["patch_size"], "posemb_resize": "bilinear"}
+    else:
+        image = _trimmed(_tower(vision, SIZES | IMAGE)) | {"posemb_resize": "bicubic"}
+    out_dim = text.get("projection_size") or text.whole("hidden_size")
+    return bind(
+        "models.two_tower.TwoTower",
+        image=bind("models.vit.ViT", **image, **SIGLIP_IMAGE),
+        text=bind("models.text.TextTransformer", **_tower(text, SIZES | TEXT), **SIGLIP_TEXT, out_dim=out_dim),
+    )
+
+
+def _clip(config: dict, where: str) -> ConfigDict:
+    text, vision = _parts(config, where, _CLIP_TEXT, _CLIP_VISION)
+    out_dim = Fields(config, {"projection_dim": 512}, where).whole("projection_dim")
+    eos = text.whole("eos_token_id")
+    if eos == 2:  # of old configs, whose models pool at the largest id, which is the last of the vocabulary
+        eos = text.whole("vocab_size") - 1
+    image = _trimmed(_tower(vision, SIZES | IMAGE)) | {"posemb_resize": "bicubic", "out_dim": out_dim}
+    return bind(
+        "models.two_tower.TwoTower",
+        image=bind("models.vit.ViT", **image, **CLIP_IMAGE),
+        text=bind(
+            "models.text.TextTransformer",
+            **_tower(text, SIZES | TEXT),
+            **CLIP_TEXT,
+            out_dim=out_dim,
+            eos_id=eos,
+            pad_id=text.get("pad_token_id"),
+        ),
+        logit_bias_init=None,
+        logit_scale_init=math.log(1 / 0.07),
+        logit_scale_max=math.log(100),
+    )
+
+
+def _vit(config: dict, where: str) -> ConfigDict:
+    fields = Fields(config, _VIT, where)
+    fields.require(num_channels=3)
+    labels = None
+    if _classifies(config):
+        labels = len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
+    tower = _trimmed(_tower(fields, SIZES | IMAGE)) | {"posemb_resize": "cubic", "out_dim": labels}
+    return bind("models.vit.ViT", **tower, **VIT_IMAGE, qkv_bias=bool(fields["qkv_bias"]))
+
+
+def _classifies(config: dict) -> bool:
+    return any(name.endswith("ForImageClassification") for name in config.get("architectures") or ())
+
+
+def _dinov2(config: dict, where: str) -> ConfigDict:
+    fields = Fields(config, _DINOV2, where)
+    fields.require(num_channels=3)
+    registers = config["model_type"] == "dinov2_with_registers"
+    tower = _tower(fields, {k: v for k, v in (SIZES | IMAGE).items() if k != "mlp_dim"})
+    swiglu = bool(fields["use_swiglu_ffn"])
+    tower["mlp_dim"] = dinov2_mlp(tower["width"], fields["mlp_ratio"], swiglu)
+    if swiglu:
+        tower["activation"] = "swiglu"
+    return bind(
+        "models.vit.ViT",
+        **_trimmed(tower),
+        **DINOV2_IMAGE,
+        qkv_bias=bool(fields["qkv_bias"]),
+        posemb_resize="bicubic" if registers else "cubic",
+        registers=fields.whole("num_register_tokens") if registers else 0,
+        layer_scale=float(fields["layerscale_value"]),
+    )
+
+
+def dinov2_mlp(width: int, ratio: float, swiglu: bool) -> int:
+    """Hidden width of DINOv2's MLP; of the gated one two thirds, in eights."""
+    hidden = int(width * ratio)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if swiglu else hidden
+
+
+_CURRENT_VIT = (  # the names that transformers 5 has in memory
+    (r"(^|\.)layers\.(\d+)\.attention\.q_proj\.", r"\1encoder.layer.\2.attention.attention.query."),
+    (r"(^|\.)layers\.(\d+)\.attention\.k_proj\.", r"\1encoder.layer.\2.attention.attention.key."),
+    (r"(^|\.)layers\.(\d+)\.attention\.v_proj\.", r"\1encoder.layer.\2.attention.attention.value."),
+    (r"(^|\.)layers\.(\d+)\.attention\.o_proj\.", r"\1encoder.layer.\2.attention.output.dense."),
+    (r"(^|\.)layers\.(\d+)\.mlp\.fc1\.", r"\1encoder.layer.\2.intermediate.dense."),
+    (r"(^|\.)layers\.(\d+)\.mlp\.fc2\.", r"\1encoder.layer.\2.output.dense."),
+    (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."),
+)
+
+
+def _vit_table(model: Any) -> Table:
+    return names.VIT if model.out_dim is None else names.VIT_CLASSIFIER
+
+
+def _dinov2_table(model: Any) -> Table:
+    return names.dinov2(model.activation == "swiglu")
+
+
+FAMILIES: dict[str, Family] = {
+    "siglip": Family(_siglip, lambda model: names.SIGLIP, (POSITION_IDS,)),
+    "siglip2": Family(_siglip, lambda model: names.SIGLIP2_NAFLEX),
+    "clip": Family(_clip, lambda model: names.CLIP, (POSITION_IDS,)),
+    "vit": Family(_vit, _vit_table, (r"pooler\..*", r".*mask_token"), _CURRENT_VIT),
+    "dinov2": Family(_dinov2, _dinov2_table, (r"embeddings\.mask_token",)),
+    "dinov2_with_registers": Family(_dinov2, _dinov2_table, (r"embeddings\.mask_token",)),
+}
+
+
+# The way back
+
+
+def describe(model: TwoTower | ViT) -> tuple[dict, Table]:
+    """(config.json, table of names) of the class in transformers that is this model.
+
+    Raises:
+      UserError: there is none, and why.
+    """
+    if isinstance(model, ViT):
+        return _describe_image(model)
+    clip = model.image.pool == "cls"
+    image, text = (CLIP_IMAGE, CLIP_TEXT) if clip else (SIGLIP_IMAGE, SIGLIP_TEXT)
+    name = "CLIPModel" if clip else "SiglipModel"
+    fits(name, model.image, image, "image")
+    fits(name, model.text, text, "text")
+    if (model.logit_bias_init is None) != clip:
+        raise UserError(
+            f"{name} has {'no' if clip else 'a'} logit_bias, and this model has {'one' if clip else 'none'}."
+        )
+    vision_config, text_config = _written(model.image, SIZES | IMAGE), _written(model.text, SIZES | TEXT)
+    if not clip:
+        text_config["projection_size"] = model.dim
+        for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            text_config[special] = None
+        config = {"model_type": "siglip", "architectures": [name]}
+        return config | {"text_config": text_config, "vision_config": vision_config}, names.SIGLIP
+    if model.text.eos_id == 2:
+        raise UserError("CLIPModel takes eos_token_id=2 for an old config and pools elsewhere; the tokenizer has it.")
+    text_config |= {"eos_token_id": model.text.eos_id, "pad_token_id": model.text.pad_id, "bos_token_id": None}
+    for part in (text_config, vision_config):
+        part["projection_dim"] = model.dim
+    config = {"model_type": "clip", "architectures": [name], "projection_dim": model.dim}
+    return config | {"text_config": text_config, "vision_config": vision_config}, names.CLIP
+
+
+def _describe_image(model: ViT) -> tuple[dict, Table]:
+    if model.layer_scale is None:
+        fits("ViTModel", model, VIT_IMAGE, "image")
+        config = {"model_type": "vit", "qkv_bias": model.qkv_bias, **_written(model, SIZES | IMAGE)}
+        if model.out_dim is None:
+            return config | {"architectures": ["ViTModel"]}, names.VIT
+        labels = {str(i): f"LABEL_{i}" for i in range(model.out_dim)}
+        config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
+        return config | {"architectures": ["ViTForImageClassification"]}, names.VIT_CLASSIFIER
+    name = "Dinov2WithRegistersModel" if model.registers else "Dinov2Model"
+    fits(name, model, DINOV2_IMAGE, "image")
+    width, _, mlp_dim, _ = model.geometry
+    swiglu = model.activation == "swiglu"
+    ratio = next((r for r in range(1, 17) if dinov2_mlp(width, r, swiglu) == mlp_dim), None)
+    if ratio is None:
+        raise UserError(f"{name} has MLPs a whole number of times as wide as the tower; this one has {mlp_dim}.")
+    config = _written(model, {k: v for k, v in (SIZES | IMAGE).items() if k != "mlp_dim"})
+    config |= {"mlp_ratio": ratio, "use_swiglu_ffn": swiglu, "layerscale_value": model.layer_scale}
+    config |= {"architectures": [name], "qkv_bias": model.qkv_bias}
+    if model.registers:
+        config |= {"model_type": "dinov2_with_registers", "num_register_tokens": model.registers}
+    else:
+        config |= {"model_type": "dinov2", "use_mask_token": False}
+    return config, names.dinov2(swiglu)
+
+
+def fits(name: str, part: ViT | TextTransformer, fixed: Mapping[str, Any], where: str) -> None:
+    """Raises UserError where a tower is not what the class `name` always is."""
+    for field, value in fixed.items():
+        if getattr(part, field) != value:
+            raise UserError(f"{name} cannot express {where}.{field}={getattr(part, field)!r}; it has {value!r}.")
+
+
+def _written(part: ViT | TextTransformer, keys: Mapping[str, str]) -> dict[str, Any]:
+    values = part.geometry._asdict()
+    out = {theirs: values[ours] if ours in values else getattr(part, ours) for ours, theirs in keys.items()}
+    return out | {"hidden_act": WRITTEN.get(part.activation, "gelu"), "layer_norm_eps": part.norm_eps}
