@@ -44,6 +44,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
         "fast": ["simplejpeg>=1.8", RESIZER],
+        "text": ["ftfy>=6.2", "tokenizers>=0.20"],
         "remote": ["gcsfs>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"],
         "test": [
             "pytest>=8",

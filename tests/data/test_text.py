@@ -112,7 +112,8 @@ def test_wrong_values_are_named_at_once():
     for options, why in (
         (dict(canonicalise="siglib"), "did you mean 'siglip'"),
         (dict(eos="stick"), "did you mean 'sticky'"),
-        (dict(pad="zero"), "valid choices: eos, pad"),
+        (dict(pad="none"), "valid choices: eos, pad, zero"),
+        (dict(pad_side="lef"), "did you mean 'left'"),
         (dict(length=1), "length=1"),
         (dict(tokenizer="train:many"), "number of pieces"),
     ):

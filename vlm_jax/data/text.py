@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
-import re
-import string
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int32
 
-from vlm_jax.data import tokenizers
+from vlm_jax.data import canonical, tokenizers
 from vlm_jax.data.tokenizers import resolve_tokenizer, trained_size
 from vlm_jax.errors import UserError, closest
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_CHOICES = {"canonicalise": ("siglip", "lower", "none"), "eos": ("sticky", "plain", "none"), "pad": ("eos", "pad")}
+_CHOICES = {
+    "canonicalise": tuple(canonical.FUNCTIONS),
+    "eos": ("sticky", "plain", "none"),
+    "pad": ("eos", "pad", "zero"),
+    "pad_side": ("right", "left"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +28,17 @@ class Text:
     """Canonicalises, tokenizes, truncates and pads texts; the defaults are SigLIP's (Zhai et al. 2023, section 4).
 
     Attributes:
-      tokenizer: "bytes", the path of a sentencepiece `.model`, or "train:N", which `resolve` turns into a path.
+      tokenizer: "bytes", the path of a file (see `tokenizers.load`), or "train:N", which `resolve` turns into a path.
       length: tokens in a row.
       canonicalise: "siglip" lower-cases, makes underscores spaces, drops ASCII punctuation and collapses whitespace;
-        "lower" lower-cases and collapses whitespace; "none" takes the text as it is.
+        "lower" lower-cases and collapses whitespace; "none" takes the text as it is. As published weights have it:
+        "siglip_transformers", "siglip_open_clip", "siglip2", "clip", "clip_transformers"; see `vlm_jax.data.canonical`.
       bos: begin with the tokenizer's begin token.
       eos: "sticky" ends every row's text with the end token, also where the text is cut to make room for it; "plain"
         lets truncation cut the end token off; "none" adds none.
       pad: what fills the rest of a row: "eos", the end token (SigLIP; the last token of a sticky row is always it),
-        or "pad", the padding token.
+        "pad", the padding token; or "zero", the id 0 (OpenAI's CLIP, open_clip).
+      pad_side: where padding is; "left" is for weights that were trained so.
     """
 
     tokenizer: str = "bytes"
@@ -42,6 +47,7 @@ class Text:
     bos: bool = False
     eos: str = "sticky"
     pad: str = "eos"
+    pad_side: str = "right"
 
     def __post_init__(self):
         self.validate()
@@ -61,7 +67,7 @@ class Text:
         return dataclasses.replace(self, tokenizer=resolve_tokenizer(self.tokenizer, canonical, assets))
 
     @property
-    def model(self) -> tokenizers.Bytes | tokenizers.SentencePiece:
+    def model(self) -> tokenizers.Tokenizer:
         """The tokenizer, loaded at first use.
 
         Raises:
@@ -84,17 +90,12 @@ class Text:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills rows: the end token's where `pad="eos"`."""
-        return self.model.eos_id if self.pad == "eos" else self.model.pad_id
+        """The id that fills rows."""
+        return 0 if self.pad == "zero" else self.model.eos_id if self.pad == "eos" else self.model.pad_id
 
     def canonical(self, text: str) -> str:
         """The text as it is tokenized."""
-        if self.canonicalise == "none":
-            return text
-        text = text.lower()
-        if self.canonicalise == "siglip":
-            text = text.replace("_", " ").translate(_NO_PUNCTUATION)
-        return re.sub(r"\s+", " ", text).strip()
+        return canonical.FUNCTIONS[self.canonicalise](text)
 
     def __call__(self, texts: str | Sequence[str]) -> Int32[np.ndarray, "n length"]:
         """Rows of token ids; a string is one row."""
@@ -110,6 +111,8 @@ class Text:
         stops = {self.eos_id, self.pad_id}
         texts = []
         for row in np.asarray(rows).tolist():
+            if self.pad_side == "left":
+                row = list(itertools.dropwhile(lambda token: token == self.pad_id, row))
             row = row[1:] if self.bos else row
             end = next((i for i, token in enumerate(row) if token in stops), len(row))
             texts.append(model.decode(row[:end]))
@@ -131,7 +134,7 @@ def _row(text: Text, string: str) -> Int32[np.ndarray, "length"]:
     if text.bos:
         tokens = [model.bos_id] + tokens
     row = np.full(text.length, text.pad_id, np.int32)
-    row[: len(tokens)] = tokens
+    row[slice(len(tokens)) if text.pad_side == "right" else slice(text.length - len(tokens), None)] = tokens
     return row
 
 

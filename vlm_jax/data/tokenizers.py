@@ -1,4 +1,4 @@
-"""Tokenizers: UTF-8 bytes, which need no file, and sentencepiece models, loaded or trained.
+"""Tokenizers: UTF-8 bytes, which need no file; sentencepiece models, loaded or trained; and those of published weights.
 
 Train one:  python -m vlm_jax.data.tokenizers train --output=x.model --vocab_size=32000 FILE...
 """
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from vlm_jax.data import bpe
 from vlm_jax.errors import UserError
 
 TRAIN_COMMAND = "python -m vlm_jax.data.tokenizers train --output={path} --vocab_size=32000 FILE..."
@@ -25,6 +26,7 @@ CLOSED_CORPUS = 1000
 BYTE_FALLBACK_FROM = 1000
 # A vocabulary is settled long before this many captions are seen, and unigram training takes seconds up to here.
 CAPTIONS = 20_000
+CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 class Bytes:
@@ -62,25 +64,81 @@ class SentencePiece:
         return self._processor.decode([int(i) for i in ids])
 
 
+class HuggingFace:
+    """A `tokenizer.json` of any kind, by the package `tokenizers`; the id of a special that it lacks is None."""
+
+    def __init__(self, content: bytes):
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError(
+                "a tokenizer.json needs the package tokenizers, which is not installed: pip install 'vlm_jax[text]'."
+            ) from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # of a bare class of its own
+            raise ValueError(str(error)) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        special = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        find = lambda *names: next((special[name] for name in names if name in special), None)
+        self.pad_id = find("<pad>", "[PAD]")
+        self.eos_id = find("<eos>", "</s>", "[SEP]", "<|endoftext|>")
+        self.unk_id = find("<unk>", "[UNK]")
+        self.bos_id = find("<bos>", "<s>", "[CLS]", "<|startoftext|>")
+        self.vocab_size = self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids])
+
+
+Tokenizer = Bytes | SentencePiece | bpe.ClipBPE | HuggingFace
+
+
 @functools.lru_cache(maxsize=8)
-def load(spec: str) -> Bytes | SentencePiece:
-    """The tokenizer named by `spec`: "bytes", or the path of a sentencepiece `.model`.
+def load(spec: str) -> Tokenizer:
+    """The tokenizer named by `spec`: "bytes", or the path of its file.
+
+    The file is a sentencepiece `.model`; a `tokenizer.json` (by the package `tokenizers`, unless it is CLIP's); a
+    `vocab.json` or `merges.txt`, with the other one beside it; or OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
 
     Raises:
-      UserError: the file is missing or is not a sentencepiece model, or the spec is "train:N", yet to be resolved.
+      UserError: the file is missing or of no such kind, or the spec is "train:N", yet to be resolved.
     """
     if spec == "bytes":
         return Bytes()
     if spec.startswith("train:"):
         raise UserError(f"tokenizer={spec!r} is trained when a run starts; `resolve_tokenizer` gives its file.")
-    model = _read(spec)
+    content, suffix = _content(spec)
     try:
-        return SentencePiece(model)
-    except RuntimeError:
-        raise UserError(
-            f"tokenizer={spec!r} is not a readable sentencepiece model ({len(model):,} bytes); "
-            f"get it again, or train one: {TRAIN_COMMAND.format(path='new.model')}"
-        ) from None
+        if suffix == ".json":
+            return bpe.from_json(content) if bpe.is_clip(content) else HuggingFace(content)
+        return bpe.from_openai(content) if suffix == ".txt.gz" else SentencePiece(content)
+    except (RuntimeError, ValueError):
+        raise _unreadable(spec, len(content), suffix) from None
+
+
+def _unreadable(spec: str, size: int, suffix: str) -> UserError:
+    kind = {".json": "tokenizer.json, or vocab.json with merges.txt", ".txt.gz": "file of merges"}
+    return UserError(
+        f"tokenizer={spec!r} is not a readable {kind.get(suffix, 'sentencepiece model')} ({size:,} bytes); "
+        f"get it again, or train one: {TRAIN_COMMAND.format(path='new.model')}"
+    )
+
+
+def _content(spec: str) -> tuple[bytes, str]:
+    """What says all about a tokenizer, as one file, and the suffix of its kind."""
+    folder, _, name = spec.rpartition("/")
+    if name not in CLIP_FILES:
+        return _read(spec), next((suffix for suffix in (".json", ".txt.gz") if spec.endswith(suffix)), ".model")
+    vocab, merges = (_read(f"{folder}/{name}" if folder else name) for name in CLIP_FILES)
+    try:
+        return bpe.to_json(vocab, merges), ".json"
+    except ValueError:
+        raise _unreadable(spec, len(vocab), ".json") from None
 
 
 def _read(path: str) -> bytes:
@@ -159,7 +217,7 @@ def resolve_tokenizer(spec: str, captions: Callable[[int], Iterable[str]], asset
     which that is.
 
     Args:
-      spec: "bytes", the path of a `.model`, or "train:N": train one of at most N pieces on the training captions.
+      spec: "bytes", a path (see `load`), or "train:N": train one of at most N pieces on the training captions.
       captions: `captions(limit)` gives at most `limit` texts, canonicalised as they will be encoded.
       assets: the folder, made if absent.
 
@@ -178,18 +236,18 @@ def resolve_tokenizer(spec: str, captions: Callable[[int], Iterable[str]], asset
     began = json.loads(record.read_text()) if record.exists() else None
     if began and began["spec"] == spec and (assets / began["file"]).exists():
         kept = str(assets / began["file"])
-        if not spec.startswith("train:") and epath.Path(spec).exists() and _name(_read(spec)) != began["file"]:
+        if not spec.startswith("train:") and epath.Path(spec).exists() and _name(*_content(spec)) != began["file"]:
             raise UserError(f"tokenizer={spec!r} has changed since this run began with {kept}; give that one.")
         load(kept)
         return kept
     if spec.startswith("train:"):
-        model = train(captions(CAPTIONS), trained_size(spec))
+        content, suffix = train(captions(CAPTIONS), trained_size(spec)), ".model"
     else:
         load(spec)
-        model = _read(spec)
-    path = assets / _name(model)
+        content, suffix = _content(spec)
+    path = assets / _name(content, suffix)
     assets.mkdir(parents=True, exist_ok=True)
-    _write(path, model)
+    _write(path, content)
     _write(record, json.dumps({"spec": spec, "file": path.name}).encode())
     return str(path)
 
@@ -206,8 +264,8 @@ def trained_size(spec: str) -> int:
     return int(number)
 
 
-def _name(model: bytes) -> str:
-    return hashlib.sha256(model).hexdigest()[:16] + ".model"
+def _name(content: bytes, suffix: str) -> str:
+    return hashlib.sha256(content).hexdigest()[:16] + suffix
 
 
 def _write(path, content: bytes) -> None:
