@@ -1,0 +1,97 @@
+"""Imported models equal open_clip's, outputs and gradients, on small random models in f32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_jax import config as configs
+from vlm_jax import interop, tree
+from vlm_jax.errors import UserError
+
+from ..parity import peers
+from . import open_clip_models as small
+from . import peer_models
+from .open_clip_models import CLIP, SIGLIP, timm_tower  # noqa: F401
+from .peer_models import BATCH, assert_close, inputs
+
+WEIGHT = np.random.default_rng(1).uniform(size=(BATCH, BATCH)).astype(np.float32)
+
+
+def compare(config, folder, file="open_clip_model.safetensors"):
+    """Embeddings, logits, and the gradient of a weighted sum of logits with respect to every parameter."""
+    torch = peers.torch()
+    theirs = peer_models.randomise(small.build(config))
+    found = interop.source(small.save(theirs, config, folder / "weights", file))
+    model, params = configs.build(found.model), jax.tree.map(jnp.asarray, found.params())
+    image, text = inputs()
+    out = theirs(peer_models.channels_first(image), torch.tensor(text).long())
+    bias = out.get("logit_bias", 0.0)
+    logits = out["logit_scale"] * out["text_features"] @ out["image_features"].T + bias
+    (logits * torch.tensor(WEIGHT)).sum().backward()
+    features = [out[name].detach() for name in ("image_features", "text_features")]
+    expected = small.our_gradients(theirs, config, folder / "gradients")
+
+    def objective(params):
+        variables = {"params": params}
+        z_image, z_text = model.encode_image(variables, image)[0], model.encode_text(variables, text)[0]
+        logits = z_text @ z_image.T * model.scale(variables) + model.bias(variables)
+        return (logits * WEIGHT).sum(), (logits, z_image, z_text)
+
+    (_, (ours, z_image, z_text)), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+    assert_close(z_image, features[0], "image_features")
+    assert_close(z_text, features[1], "text_features")
+    assert_close(ours, logits.detach(), "logits")
+    gradient = tree.flatten(gradient)
+    assert gradient.keys() == expected.keys()
+    for name, leaf in gradient.items():
+        assert_close(leaf, expected[name], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_clip(quick_gelu, tmp_path):
+    compare(CLIP | {"quick_gelu": quick_gelu}, tmp_path)
+
+
+def test_clip_from_a_pickle(tmp_path):
+    compare(CLIP, tmp_path, "open_clip_pytorch_model.bin")
+
+
+def test_siglip(timm_tower, tmp_path):  # noqa: F811
+    compare(SIGLIP, tmp_path)
+
+
+def test_coca_is_refused(tmp_path):
+    theirs = small.build(CLIP)
+    folder = small.save(theirs, CLIP | {"multimodal_cfg": {}}, tmp_path / "coca")
+    with pytest.raises(UserError, match=r"CoCa \(multimodal_cfg\) is not supported; CLIP and SigLIP are\."):
+        interop.read(folder)
+
+
+def test_towers_of_timm_are_as_timm_has_them():
+    """Sizes, activation and patch of every name that stands for one of SigLIP's towers."""
+    small.library()
+    import timm
+    import torch
+
+    from vlm_jax.interop import open_clip as ours
+
+    known = 0
+    for name in timm.list_models("vit_*_siglip_*"):
+        match = ours.TIMM_NAME.fullmatch(name)
+        if match is None:
+            continue
+        known += 1
+        with torch.device("meta"):
+            tower = timm.create_model(name)
+        sizes = ours.TIMM_SIZES[match[1]]
+        assert len(tower.blocks) == sizes["depth"]
+        assert tower.embed_dim == sizes["width"]
+        assert tower.blocks[0].attn.num_heads == sizes["num_heads"]
+        assert tower.blocks[0].mlp.fc1.out_features == sizes["mlp_dim"]
+        activation = tower.blocks[0].mlp.act
+        tanh = getattr(activation, "approximate", "none") == "tanh" or "Tanh" in type(activation).__name__
+        assert tanh == bool(ours.TIMM_TANH.match(name)), name
+        assert tower.patch_embed.patch_size == (int(match[2]),) * 2
+        assert tower.norm.eps == 1e-6
+    assert known > 10
