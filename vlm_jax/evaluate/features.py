@@ -55,3 +55,22 @@ def labelled(
         what = f"a label {labels.max()}, where there are {classes} classes" if kept.any() else "no label"
         raise UserError(f"{source.name} has {what}.")
     return Labelled(found.vectors[kept], labels[kept], found.columns["index"][kept])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Brings features to mean 0 and mean square 1, over all dimensions: a penalty means the same to any model."""
+
+    mean: Float[np.ndarray, "dim"]
+    scale: float
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "n dim"]) -> Scaling:
+        """The scaling that does it for these."""
+        mean = features.mean(0, dtype=np.float64)
+        square = np.square(features - mean).mean()
+        # features that differ by no more than their last bits stay as they are: one value for all
+        return cls(mean, 1 / np.sqrt(square) if square > 1e-12 else 0.0)
+
+    def __call__(self, features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+        return ((features - self.mean) * self.scale).astype(np.float32)
