@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.reader import Reader
@@ -19,6 +20,9 @@ from vlm_jax.data.tools.chunks import Chunks
 from vlm_jax.data.tools.files import write_whole
 from vlm_jax.data.tools.measure import default_output
 from vlm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vlm_jax.library import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,24 +47,26 @@ def check(flags: argparse.Namespace) -> None:
 
 def run(source: Any, flags: argparse.Namespace) -> Iterator[str]:
     """Scores, writes, and says how the scores are spread."""
-    from vlm_jax.score import Scorer  # the one tool that needs jax
+    from vlm_jax.library import load  # the one tool that needs jax
 
-    scorer = Scorer(flags.workdir, flags.weights, flags.batch_size)
+    model = load(flags.workdir, flags.weights, batch_size=flags.batch_size)
+    if model.text is None:
+        raise UserError(f"--workdir={flags.workdir}: its model reads no text, so that captions have no score.")
     folder = Path(flags.output or default_output(source))
-    about = {"workdir": str(Path(flags.workdir).absolute()), "weights": flags.weights, "step": scorer.step}
+    about = {"workdir": str(Path(flags.workdir).absolute()), "weights": flags.weights, "step": model.step}
     chunks = Chunks(folder / "scored", source, len(source), about)
     with ThreadPoolExecutor(flags.threads or os.cpu_count() or 1) as pool:
-        read = Reader(source, scorer.image, needs_text=True)
-        chunks.make("scoring", lambda part: score_lines(scorer, read, pool, part))
+        read = Reader(source, model.image, needs_text=True)
+        chunks.make("scoring", lambda part: score_lines(model, read, pool, part))
     write_whole(folder / "scores.jsonl", (f"{line}\n" for line in chunks))
     values = array("d", (json.loads(line)["score"] for line in chunks))
-    yield f"{folder}/scores.jsonl: {len(values):,} of {len(source):,} records, by step {scorer.step} of {flags.workdir}"
+    yield f"{folder}/scores.jsonl: {len(values):,} of {len(source):,} records, by step {model.step} of {flags.workdir}"
     if values:
         marks = zip(("min", "p5", "median", "p95", "max"), np.percentile(values, (0, 5, 50, 95, 100)))
         yield "score  " + "  ".join(f"{name} {value:.3f}" for name, value in marks)
 
 
-def score_lines(scorer: Callable, read: Reader, pool: ThreadPoolExecutor, part: slice) -> list[str]:
+def score_lines(model: Model, read: Reader, pool: ThreadPoolExecutor, part: slice) -> list[str]:
     """Lines on the records of `part` that can be read."""
 
     def load(index: int):
@@ -74,5 +80,17 @@ def score_lines(scorer: Callable, read: Reader, pool: ThreadPoolExecutor, part: 
     found = [item for item in pool.map(load, range(part.start, part.stop)) if item is not None]
     if not found:
         return []
-    scores = scorer(np.stack([example.image for _, example in found]), [example.texts for _, example in found])
+    scores = best_cosines(model, [example.image for _, example in found], [example.texts for _, example in found])
     return [json.dumps({"key": key, "score": round(float(score), 6)}) + "\n" for (key, _), score in zip(found, scores)]
+
+
+def best_cosines(
+    model: Model, images: Sequence[UInt8[np.ndarray, "s s 3"]], captions: Sequence[Sequence[str]]
+) -> Float[np.ndarray, "n"]:
+    """For each image the cosine with its best caption, of which there is at least one."""
+    owner = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
+    pictures = model.encode_image(images)
+    texts = model.encode_text([text for own in captions for text in own])
+    best = np.full(len(images), -np.inf, np.float32)
+    np.maximum.at(best, owner, (pictures[owner] * texts).sum(-1))
+    return best
