@@ -77,7 +77,10 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, width, axes=("heads", "embed"), init=init.out, **options)
         self.num_heads, self.causal, self.remat = num_heads, causal, remat
 
-    def __call__(self, x: Float[Array, "batch time dim"], mask: Mask | None = None) -> Float[Array, "batch time dim"]:
+    def __call__(
+        self, x: Float[Array, "batch time dim"], mask: Mask | None = None, *, bias_gradient: bool = True
+    ) -> Float[Array, "batch time dim"]:
+        """`bias_gradient=False` where what takes the result gives the output's bias its gradient."""
         core = functools.partial(
             attend, num_heads=shard.part(self.num_heads, "heads", "attention heads"), causal=self.causal
         )
@@ -94,4 +97,4 @@ class SelfAttention(nnx.Module):
             operands["bias"] = bias, (None,)
         arrays, axes = zip(*operands.values())
         by_name = lambda *arrays: core(**dict(zip(operands, arrays)))
-        return self.out(shard.per_shard(by_name, axes, tokens)(*arrays))
+        return self.out(shard.per_shard(by_name, axes, tokens)(*arrays), bias_gradient=bias_gradient)

@@ -18,26 +18,32 @@ class LayerNorm(nnx.LayerNorm):
     """LayerNorm with statistics in f32 and its result in `dtype`; the variance is E[x^2] - E[x]^2, one pass over x."""
 
     def add(
-        self, x: Float[Array, "batch *time dim"], y: Float[Array, "batch *time dim"] | None
+        self,
+        x: Float[Array, "batch *time dim"],
+        y: Float[Array, "batch *time dim"] | None,
+        y_bias: Float[Array, " dim"] | None = None,
     ) -> tuple[Float[Array, "batch *time dim"], Float[Array, "batch *time dim"]]:
-        """`s = x + y`, and the norm of `s`; no `y` is zero. In bf16 it is one kernel, where the platform has it."""
+        """`s = x + y`, and the norm of `s`; no `y` is zero. In bf16 it is one kernel, where the platform has it.
+
+        `y_bias` is the kernel's: the bias in `y` that gets its gradient here.
+        """
         if x.dtype != jnp.bfloat16:
             x = x if y is None else x + y
             return x, self(x)
-        return self._fused(x, y, with_sum=True)
+        return self._fused(x, y, y_bias, with_sum=True)
 
     def of_sum(
         self, x: Float[Array, "batch *time dim"], y: Float[Array, "batch *time dim"] | None
     ) -> Float[Array, "batch *time dim"]:
         """The norm alone of `x + y`."""
-        return self._fused(x, y, with_sum=False) if x.dtype == jnp.bfloat16 else self.add(x, y)[1]
+        return self._fused(x, y, None, with_sum=False) if x.dtype == jnp.bfloat16 else self.add(x, y)[1]
 
-    def _fused(self, x: Array, y: Array | None, *, with_sum: bool):
+    def _fused(self, x: Array, y: Array | None, y_bias: Array | None, *, with_sum: bool):
         rows, features = ("batch", *[None] * (x.ndim - 1)), (None,)
-        arguments = [x, self.scale[...], self.bias[...]] + ([] if y is None else [y])
+        arguments = [x, self.scale[...], self.bias[...]] + [a for a in (y, y_bias) if a is not None]
         options = {"epsilon": self.epsilon, "with_sum": with_sum}
-        fused = lambda x, scale, bias, y=None: kernels.add_layer_norm(x, y, scale, bias, **options)
-        axes = [rows, features, features, rows][: len(arguments)]
+        fused = lambda x, scale, bias, y=None, y_bias=None: kernels.add_layer_norm(x, y, scale, bias, y_bias, **options)
+        axes = [rows, features, features, rows, features][: len(arguments)]
         return shard.per_shard(fused, axes, (rows, rows) if with_sum else rows)(*arguments)
 
 

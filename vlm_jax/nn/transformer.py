@@ -67,7 +67,9 @@ class Block(nnx.Module):
         mask: Mask | None,
     ) -> tuple[Float[Array, "batch time dim"], Float[Array, "batch time dim"]]:
         x, h = self.ln1.add(x, pending)
-        x, h = self.ln2.add(x, _scaled(self.attn(h, mask), self.ls1))
+        by_norm = self.ls1 is None and x.dtype == jnp.bfloat16
+        branch = _scaled(self.attn(h, mask, bias_gradient=not by_norm), self.ls1)
+        x, h = self.ln2.add(x, branch, self.attn.out.bias[...] if by_norm else None)
         return x, _scaled(self.mlp(h), self.ls2)
 
 

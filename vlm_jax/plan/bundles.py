@@ -199,7 +199,7 @@ def _add_norm(name: str, stage: str, operands: Sequence[str]) -> Any:
     from vlm_jax.nn.kernels import add_norm
 
     arrays = len(operands) - (2 if stage == "forward" else 1)
-    options = add_norm.Options(epsilon=1e-6, interpret=False)
+    options = add_norm.Options(epsilon=1e-6, interpret=False, y_bias=name.endswith("_bias"))
     return lambda *args: getattr(add_norm, stage)(list(args[:arrays]), list(args[arrays:]), options)
 
 

@@ -64,6 +64,20 @@ def test_without_a_second_term(interpret):
 
 
 @WAYS
+@pytest.mark.parametrize("with_sum", [True, False], ids=["sum", "norm alone"])
+def test_the_gradient_of_the_bias_of_the_second_term(with_sum, interpret):
+    """It is the sum of the rows of that term's cotangent; the other gradients stay as they are."""
+    x, y, scale, bias, sum_bar, out_bar = case((3, 20, 128))
+    f = functools.partial(add_layer_norm, epsilon=EPSILON, interpret=interpret, with_sum=with_sum)
+    bars = (sum_bar, out_bar) if with_sum else out_bar
+    expected = jax.vjp(f, x, y, scale, bias)[1](bars)
+    *got, y_bias_bar = jax.vjp(f, x, y, scale, bias, jnp.ones(128))[1](bars)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(y_bias_bar, expected[1].sum(axis=(0, 1)), atol=1e-4)
+
+
+@WAYS
 def test_the_norm_alone(interpret):
     x, y, scale, bias, _, out_bar = case((2, 20, 128))
     f = functools.partial(add_layer_norm, epsilon=EPSILON, interpret=interpret, with_sum=False)

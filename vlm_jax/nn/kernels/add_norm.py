@@ -30,6 +30,7 @@ class Options:
     epsilon: float
     interpret: Any
     with_sum: bool = True
+    y_bias: bool = False
 
 
 def add_layer_norm(
@@ -37,6 +38,7 @@ def add_layer_norm(
     y: Float[Array, "*batch dim"] | None,
     scale: Float[Array, " dim"],
     bias: Float[Array, " dim"],
+    y_bias: Float[Array, " dim"] | None = None,
     *,
     epsilon: float,
     interpret: Any = False,
@@ -53,12 +55,17 @@ def add_layer_norm(
     A program over several devices must call it inside `jax.shard_map`.
 
     Args:
+      y_bias: what was added to each row of `y`, for its gradient alone (see `vlm_jax.nn.kernels.attention`).
       interpret: as for `vlm_jax.nn.kernels.attention`.
       with_sum: where nobody reads the sum, its cotangent need not be read either.
     """
     scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
-    operands, _ = same_type([x, scale, bias] if y is None else [x, scale, bias, y])
-    return _add_norm(*operands[:3], operands[3] if y is not None else None, Options(epsilon, interpret, with_sum))
+    y_bias = None if y_bias is None else y_bias.astype(jnp.float32)
+    given = {"x": x, "scale": scale, "bias": bias, "y": y, "y_bias": y_bias}
+    given = {name: value for name, value in given.items() if value is not None}
+    operands = dict(zip(given, same_type(list(given.values()))[0]))
+    order = (operands.get(name) for name in ("x", "scale", "bias", "y", "y_bias"))
+    return _add_norm(*order, Options(epsilon, interpret, with_sum, y_bias is not None))
 
 
 def plain_add_layer_norm(
@@ -78,12 +85,12 @@ def _normed(z: Array, epsilon: float) -> tuple[Array, Array]:
     return (z - mean) * inverse, inverse
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _add_norm(x, scale, bias, y, options):
-    return _add_norm_forward(x, scale, bias, y, options)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _add_norm(x, scale, bias, y, y_bias, options):
+    return _add_norm_forward(x, scale, bias, y, y_bias, options)[0]
 
 
-def _add_norm_forward(x, scale, bias, y, options):
+def _add_norm_forward(x, scale, bias, y, y_bias, options):
     z, out = _forward(x, scale, bias, y, options)
     return (z, out) if options.with_sum else out, (z, scale, y is None)
 
@@ -91,8 +98,8 @@ def _add_norm_forward(x, scale, bias, y, options):
 def _add_norm_backward(options, residuals, bars):
     z, scale, alone = residuals
     bars = bars if options.with_sum else (None, bars)
-    x_bar, scale_bar, bias_bar = _backward(z, scale, *bars, options)
-    return x_bar, scale_bar, bias_bar, None if alone else x_bar
+    x_bar, scale_bar, bias_bar, *y_bias_bar = _backward(z, scale, *bars, options)
+    return x_bar, scale_bar, bias_bar, None if alone else x_bar, y_bias_bar[0] if options.y_bias else None
 
 
 _add_norm.defvjp(_add_norm_forward, _add_norm_backward)
@@ -114,7 +121,8 @@ def _backward(z, scale, z_bar, out_bar, options):
         norm = lambda z, scale, bias: _normed(z, options.epsilon)[0] * scale + bias
         branch, scale_bar, bias_bar = jax.vjp(norm, wide, scale, jnp.zeros_like(scale))[1](bar)
         x_bar = branch if z_bar is None else branch + z_bar.astype(jnp.float32)
-        return x_bar.astype(z.dtype), scale_bar, bias_bar
+        rows = tuple(range(x_bar.ndim - 1))
+        return x_bar.astype(z.dtype), scale_bar, bias_bar, *([x_bar.sum(axis=rows)] if options.y_bias else [])
 
     def kernel(z, scale, z_bar, out_bar):
         return backward([z, out_bar] if z_bar is None else [z, out_bar, z_bar], [scale], options)
@@ -175,7 +183,7 @@ def _forward_kernel(x_ref: Any, *rest: Any, epsilon: float) -> None:
 
 
 def _backward_kernel(z_ref: Any, out_bar_ref: Any, *rest: Any, epsilon: float) -> None:
-    """`sums_ref` [1, 2, 8, width]: what is left to add up for the gradients of scale and bias."""
+    """`sums_ref` [1, 2 or 3, 8, width]: what is left to add up for the gradients of scale, bias and `y_bias`."""
     *z_bar_ref, scale_ref, x_bar_ref, sums_ref = rest
     width = z_ref.shape[-1]
 
@@ -189,11 +197,11 @@ def _backward_kernel(z_ref: Any, out_bar_ref: Any, *rest: Any, epsilon: float) -
         if z_bar_ref:
             x_bar = x_bar + z_bar_ref[0][b, rows].astype(jnp.float32)
         x_bar_ref[b, rows] = x_bar.astype(x_bar_ref.dtype)
-        return sums[0] + eighths(out_bar * normed), sums[1] + eighths(out_bar)
+        return [total + eighths(part) for total, part in zip(sums, (out_bar * normed, out_bar, x_bar))]
 
     zeros = jnp.zeros((8, width), jnp.float32)
-    sums = _pieces(*z_ref.shape[:2], piece, (zeros, zeros))
-    sums_ref[0, 0], sums_ref[0, 1] = sums
+    for i, total in enumerate(_pieces(*z_ref.shape[:2], piece, [zeros] * sums_ref.shape[1])):
+        sums_ref[0, i] = total
 
 
 def eighths(x: Array) -> Array:
@@ -213,8 +221,9 @@ def _call(stage: str, kernel: Any, arrays: list, vectors: list, outs: list[str],
     grid = (images // step_images, time // step_time)
     array = pl.BlockSpec((step_images, step_time, width), lambda b, t: (b, t, 0))
     vector = pl.BlockSpec((1, width), lambda b, t: (0, 0))
-    sums = pl.BlockSpec((1, 2, 8, width), lambda b, t: (b * grid[1] + t, 0, 0, 0))
-    shapes = {"like": ((images, time, width), x.dtype), "sums": ((math.prod(grid), 2, 8, width), jnp.float32)}
+    kinds = 2 + options.y_bias
+    sums = pl.BlockSpec((1, kinds, 8, width), lambda b, t: (b * grid[1] + t, 0, 0, 0))
+    shapes = {"like": ((images, time, width), x.dtype), "sums": ((math.prod(grid), kinds, 8, width), jnp.float32)}
     results = pl.pallas_call(
         functools.partial(kernel, epsilon=options.epsilon),
         grid=grid,
@@ -227,7 +236,7 @@ def _call(stage: str, kernel: Any, arrays: list, vectors: list, outs: list[str],
             transcendentals=x.size // width,
             bytes_accessed=x.size * x.dtype.itemsize * (len(arrays) + outs.count("like")),
         ),
-        name=f"add_norm_{stage}_b{images}_t{time}_d{width}",
+        name=f"add_norm_{stage}_b{images}_t{time}_d{width}" + "_bias" * (options.y_bias and stage == "backward"),
         interpret=options.interpret,
     )(
         *(v.reshape(images, time, width) for v in operands[: len(arrays)]),
@@ -243,8 +252,7 @@ def forward(arrays: list[Array], vectors: list[Array], options: Options) -> tupl
     return results[0] if len(arrays) > 1 else arrays[0], results[-1]
 
 
-def backward(arrays: list[Array], vectors: list[Array], options: Options) -> tuple[Array, Array, Array]:
+def backward(arrays: list[Array], vectors: list[Array], options: Options) -> tuple[Array, ...]:
     """The kernel. `arrays`: the sum, the cotangent of the result, and that of the sum if any; `vectors`: scale."""
     x_bar, sums = _call("backward", _backward_kernel, arrays, vectors, ["like", "sums"], options)
-    scale_bar, bias_bar = sums.sum(axis=(0, 2))
-    return x_bar, scale_bar, bias_bar
+    return x_bar, *sums.sum(axis=(0, 2))
