@@ -20,7 +20,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["vlm_jax", "vlm_jax.*"]), "vlm_jax.configs", "vlm_jax.launch_templates"],
     package_dir={"vlm_jax": "vlm_jax", "vlm_jax.configs": "configs", "vlm_jax.launch_templates": "launch"},
-    package_data={"vlm_jax.launch_templates": ["*"]},
+    package_data={"vlm_jax.launch_templates": ["*"], "vlm_jax.evaluate.cards": ["*.toml"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

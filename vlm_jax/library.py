@@ -24,7 +24,9 @@ from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.packing import patchify
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
+from vlm_jax.evaluate import cards
 from vlm_jax.evaluate.calibration import softmax
+from vlm_jax.evaluate.cards import Card
 from vlm_jax.interop import ours
 from vlm_jax.models.two_tower import TwoTower, normalize, unit_norm
 from vlm_jax.models.vit import ViT
@@ -180,6 +182,12 @@ class Model:
             return Contrastive(self.network, objective="infonce").predict(self.variables)
         pixels = self.image_mean, self.image_std
         return {"image_embedding": functools.partial(_features, self.network, self.mesh, pixels, self.variables)}
+
+    def protocol(self, name: str | None = None) -> tuple[Card | None, list[str]]:
+        """The protocol card of that name, or that of the model's family, and where the model disagrees with it."""
+        about = {"mean": self.image_mean, "std": self.image_std, "network": self.network}
+        card = cards.load(name) if name else cards.find(self.family, self.image, self.text, **about)
+        return card, [] if card is None else cards.check(card, self.image, self.text, **about)
 
     # Embedding
 
