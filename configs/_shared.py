@@ -42,3 +42,9 @@ def smoke(config, *, image_size: int, batch_size: int):
     config.evals.zero_shot_shapes.source.size = 16
     config.evals.zero_shot_shapes.batch_size = 16
     config.optimizer.schedule.warmup_steps = 1
+
+
+def plain(config):
+    """No stem, pooling by attention and by the last token, no head on images: what other libraries have of SigLIP."""
+    config.task.model.image.update(stem_channels=(), patch_size=4, pool="map", out_dim=None)
+    config.task.model.text.update(pool="last", mask_padding=False, out_dim=config.task.model.image.width)

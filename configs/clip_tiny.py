@@ -3,7 +3,9 @@
 import math
 
 from vlm_jax.configs import siglip_tiny
-from vlm_jax.configs.siglip_tiny import VARIANTS as VARIANTS
+
+
+VARIANTS = siglip_tiny.SHORT
 
 
 def get_config(variant: str = ""):

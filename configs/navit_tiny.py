@@ -7,9 +7,11 @@ learns faster, and why patches without convolutions, as packing needs them, lear
 """
 
 from vlm_jax.configs import siglip_tiny
-from vlm_jax.configs.siglip_tiny import VARIANTS as VARIANTS
 
 from vlm_jax.config import bind, late
+
+
+VARIANTS = siglip_tiny.SHORT
 
 
 def get_config(variant: str = ""):

@@ -10,9 +10,14 @@ of the negatives would be false.
 
 import math
 
+from vlm_jax.configs._shared import plain
+
 from vlm_jax.config import bind, late
 
-VARIANTS = {"long": "12 epochs instead of 3"}
+VARIANTS = {
+    "long": "12 epochs instead of 3",
+    "plain": "SigLIP's own architecture (linear patches, pooled as published), which other libraries can load",
+}
 
 
 def get_config(variant: str = ""):
@@ -89,4 +94,6 @@ def get_config(variant: str = ""):
             templates=("a photo of a {}",),
         )
     )
+    if variant == "plain":
+        plain(config)
     return config

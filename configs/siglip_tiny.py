@@ -7,10 +7,13 @@ Captions repeat within a batch, so equal ones count as positives.
 
 import math
 
+from vlm_jax.configs._shared import plain
+
 from vlm_jax.config import bind, late
 
-VARIANTS = {
-    "short": "60 steps, to see that everything works",
+SHORT = {"short": "60 steps, to see that everything works"}
+VARIANTS = SHORT | {
+    "plain": "SigLIP's own architecture (linear patches, pooled as published), which other libraries can load"
 }
 
 
@@ -86,6 +89,8 @@ def get_config(variant: str = ""):
             **evaluator,
         ),
     )
+    if variant == "plain":
+        plain(config)
     if variant == "short":
         config.total_examples = 60 * 64
         config.optimizer.schedule.warmup_steps = 10

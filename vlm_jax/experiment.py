@@ -50,7 +50,9 @@ class Experiment:
       grad_dtype: what gradients of matrices are summed in over devices; bfloat16 halves their messages.
       keep_checkpoints: how many steps stay on disk.
       resume: a workdir to continue from where this one has no checkpoint; everything is taken over.
-      init_from: a workdir or checkpoint whose parameters are the start.
+      init_from: a workdir or checkpoint whose parameters are the start; or a model of another library: a folder of
+        Hugging Face or open_clip, a big_vision `.npz`, `hf:ORG/NAME` (see `vlm_jax.interop`).
+      init_from_skip: regular expressions of parameters that `init_from` leaves as they are initialised.
       overfit_batches: train on the first N batches again and again, to see the loss fall to zero.
       profile: writes a trace window.
       compilation_cache: folder of compiled programs, kept between runs; None keeps none.
@@ -77,6 +79,7 @@ class Experiment:
     keep_checkpoints: int = 3
     resume: str | None = None
     init_from: str | None = None
+    init_from_skip: tuple[str, ...] = ()
     overfit_batches: int | None = None
     profile: Profile | None = None
     compilation_cache: str | None = "~/.cache/vlm_jax/xla"

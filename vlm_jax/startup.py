@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from vlm_jax import mesh as meshes
-from vlm_jax import tree
-from vlm_jax.checkpoint import Store, load_params
-from vlm_jax.errors import UserError, closest
+from vlm_jax import warm_start
+from vlm_jax.checkpoint import Store
+from vlm_jax.errors import UserError
 from vlm_jax.experiment import Experiment
-from vlm_jax.nn.positions import resample
 from vlm_jax.optim import merge
 from vlm_jax.state import TrainState
 from vlm_jax.tasks.base import ring_group
@@ -136,9 +134,8 @@ def begin(plan: Plan, store: Store, warn: Callable[[str], None]) -> Start:
             raise UserError(f"config.resume={resume}: there is no checkpoint in it.")
         return _start(plan, found, f"resumed from {resume}, step")
     if init_from:
-        params, meta = load_params(_existing(init_from, "init_from"))
-        state = with_params(plan, initialise(plan), params)
-        return Start(state, None, f"parameters from {init_from}, step {meta['step']}")
+        params, whence = warm_start.load(init_from, plan.experiment.task.model, warn)
+        return Start(with_params(plan, initialise(plan), params), None, whence)
     return Start(initialise(plan), None, "from scratch")
 
 
@@ -154,31 +151,9 @@ def _existing(path: str, key: str) -> Path:
 
 
 def with_params(plan: Plan, state: TrainState, params: dict) -> TrainState:
-    """The state with the parameters (per-layer names) of another run; learned positions are resampled to fit.
-
-    Raises:
-      UserError: names or shapes that do not fit, listed.
-    """
-    wanted = tree.flatten(tree.unstack(merge(plan.abstract.params, plan.abstract.frozen), plan.stacks))
-    given = tree.flatten(params)
-    for name in [n for n in wanted if n.endswith("embed/posemb")]:
-        patches = name.replace("posemb", "patch/kernel") in wanted  # and not the positions of a text
-        if patches and name in given and given[name].shape != wanted[name].shape:
-            count = wanted[name].shape[0]
-            side = math.isqrt(count)
-            given[name] = resample(given[name], (side, side), prefix=count - side**2)  # 1 where CLS has a position
-    wrong = [
-        f"{name}: {'missing' if name not in given else f'{given[name].shape} where {leaf.shape} is wanted'}"
-        for name, leaf in wanted.items()
-        if name not in given or given[name].shape != leaf.shape
-    ]
-    wrong += [f"{name}: unknown; {closest(name, wanted)}" for name in given if name not in wanted]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(f"config.init_from does not fit the model: {'; '.join(wrong[:5])}{more}.")
-    live = tree.stack(tree.unflatten(given), plan.stacks)
+    """The state with the parameters (per-layer names) of another model, see `warm_start.fit`. Raises UserError."""
+    live = merge(state.params, state.frozen)
+    live = warm_start.fit(params, live, plan.stacks, plan.experiment.init_from_skip)
     trained, frozen = plan.experiment.optimizer.split(live, plan.stacks)
-    place = lambda values, places: jax.tree.map(lambda v, s: jax.device_put(jnp.asarray(v), s), values, places)
-    trained = place(trained, plan.shardings.params)
     ema = jax.tree.map(jnp.copy, trained) if state.ema else {}
-    return state.replace(params=trained, frozen=place(frozen, plan.shardings.frozen), ema=ema)
+    return state.replace(params=trained, frozen=frozen, ema=ema)

@@ -31,23 +31,24 @@ class ClipBPE:
     """Encodes text that is canonical already; see `vlm_jax.data.canonical`.
 
     Attributes:
+      vocab, ranks: ids of parts of words, and pairs of them in the order in which they merge.
       bos_id, eos_id: as the vocabulary has them; what it lacks is encoded as the end token. pad_id: none of its own.
     """
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]):
-        self._vocab, self._ranks = dict(vocab), {pair: rank for rank, pair in enumerate(merges)}
-        begin, end = next((pair for pair in SPECIALS if pair[1] in self._vocab), (None, None))
-        self.bos_id, self.eos_id = self._vocab.get(begin), self._vocab.get(end)
+        self.vocab, self.ranks = dict(vocab), {pair: rank for rank, pair in enumerate(merges)}
+        begin, end = next((pair for pair in SPECIALS if pair[1] in self.vocab), (None, None))
+        self.bos_id, self.eos_id = self.vocab.get(begin), self.vocab.get(end)
         self.pad_id, self.unk_id = None, self.eos_id
-        self.vocab_size = max(self._vocab.values()) + 1
-        self._specials = tuple(name for name in (begin, end) if name in self._vocab)
+        self.vocab_size = max(self.vocab.values()) + 1
+        self._specials = tuple(name for name in (begin, end) if name in self.vocab)
         self._words: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str) -> list[int]:
         return [token for word in split(text, self._specials) for token in self._word(word)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        names = {token: name for name, token in self._vocab.items()}
+        names = {token: name for name, token in self.vocab.items()}
         letters = {letter: byte for byte, letter in enumerate(byte_letters())}
         text = "".join(names[int(i)] for i in ids).replace(END, " ")
         coded = b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in text)
@@ -55,7 +56,7 @@ class ClipBPE:
 
     def _word(self, word: str) -> tuple[int, ...]:
         if word not in self._words:
-            self._words[word] = tuple(self._vocab.get(part, self.unk_id) for part in self._parts(word))
+            self._words[word] = tuple(self.vocab.get(part, self.unk_id) for part in self._parts(word))
         return self._words[word]
 
     def _parts(self, word: str) -> list[str]:
@@ -65,8 +66,8 @@ class ClipBPE:
         parts = [byte_letters()[byte] for byte in word.encode("utf-8", "replace")]
         parts[-1] += END
         while len(parts) > 1:
-            best = min(itertools.pairwise(parts), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if best not in self._ranks:
+            best = min(itertools.pairwise(parts), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
                 break
             parts = _join(parts, best)
         return parts

@@ -245,8 +245,10 @@ FAMILIES: dict[str, Family] = {
 # The way back
 
 
-def describe(model: TwoTower | ViT) -> tuple[dict, Table]:
+def describe(model: TwoTower | ViT, naflex: bool = False) -> tuple[dict, Table]:
     """(config.json, table of names) of the class in transformers that is this model.
+
+    `naflex`: SigLIP 2's, whose images keep their aspect ratio; it has the same parameters.
 
     Raises:
       UserError: there is none, and why.
@@ -267,8 +269,12 @@ def describe(model: TwoTower | ViT) -> tuple[dict, Table]:
         text_config["projection_size"] = model.dim
         for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
             text_config[special] = None
-        config = {"model_type": "siglip", "architectures": [name]}
-        return config | {"text_config": text_config, "vision_config": vision_config}, names.SIGLIP
+        parts = {"text_config": text_config, "vision_config": vision_config}
+        if naflex:
+            size = vision_config.pop("image_size") // model.image.patch_size
+            vision_config["num_patches"] = size**2
+            return {"model_type": "siglip2", "architectures": ["Siglip2Model"], **parts}, names.SIGLIP2_NAFLEX
+        return {"model_type": "siglip", "architectures": [name], **parts}, names.SIGLIP
     if model.text.eos_id == 2:
         raise UserError("CLIPModel takes eos_token_id=2 for an old config and pools elsewhere; the tokenizer has it.")
     text_config |= {"eos_token_id": model.text.eos_id, "pad_token_id": model.text.pad_id, "bos_token_id": None}

@@ -119,6 +119,9 @@ def to_hugging_face(image: ImageTransform, mean: RGB, std: RGB, kind: str) -> di
         "image_std": list(std),
         "resample": codes[image.interpolation],
     }
+    if image.resize == "naflex":
+        patches = {"patch_size": image.patch_size, "max_num_patches": image.max_patches}
+        return config | patches | {"image_processor_type": "Siglip2ImageProcessor"}
     if image.resize == "squash" and image.crop_pct == 1:
         name = "ViTImageProcessor" if kind == "vit" else "SiglipImageProcessor"
         return config | {"image_processor_type": name, "size": {"height": image.size, "width": image.size}}

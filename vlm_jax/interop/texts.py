@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from vlm_jax.interop.source import complete, read_json
 
 # Files of tokenizers, the one that says most first.
 FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
-CANONICAL = {"canonicalize": "siglip", "lower": "lower", "whitespace": "none"}
+# Of open_clip: how `clean` is called in `vlm_jax.data.canonical`; "whitespace" leaves the rest to the tokenizer.
+CLEAN = {"canonicalize": "siglip_open_clip", "lower": "clip", "whitespace": None}
+# Of transformers: what these classes do to a text before their tokenizer file comes into it.
+CANONICAL = {
+    "SiglipTokenizer": "siglip_transformers",
+    "Siglip2Tokenizer": "siglip2",
+    "CLIPTokenizer": "clip_transformers",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +36,25 @@ class Words:
 def from_hugging_face(folder: Path, length: int) -> Words:
     """What `tokenizer_config.json` and the tokenizer's own file say, for rows of `length` tokens. Raises UserError."""
     config = read_json(folder / "tokenizer_config.json")
-    file = tokenizer_file(folder)
+    name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    siglip = name == "SiglipTokenizer"
+    file = tokenizer_file(folder, FILES[::-1] if siglip else FILES)  # which reads its sentencepiece model
     if file is None:
         raise UserError(f"{folder} has no tokenizer: wanted is {', '.join(FILES)}.")
-    name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     special = {key: _token(config.get(f"{key}_token")) for key in ("bos", "eos", "pad")}
-    if name == "SiglipTokenizer":
+    if siglip:
         special = {key: special[key] or "</s>" for key in ("eos", "pad")}
-        before, after = False, True
-        canonical = "siglip"
-    else:
-        canonical = "lower" if name == "Siglip2Tokenizer" else "none"
-        before, after = _added(file, config, special)
-        if name == "CLIPTokenizer" and file.name != "tokenizer.json":
-            before = after = True
-            canonical = "lower"
+    around = {"SiglipTokenizer": (False, True), "CLIPTokenizer": (True, True)}
+    before, after = around[name] if name in around else _added(file, config, special)
     node = bind(
         "data.text.Text",
         tokenizer=str(file),
         length=length,
-        canonicalise=canonical,
+        canonicalise=CANONICAL.get(name, "none"),
         bos=before,
         eos="sticky" if after else "none",
-        pad="eos" if special["pad"] == special["eos"] else "pad",
+        pad=_padding(file, special),
+        pad_side=config.get("padding_side") or ("left" if name == "Siglip2Tokenizer" else "right"),
     )
     return Words(complete(node), str(file))
 
@@ -59,28 +62,37 @@ def from_hugging_face(folder: Path, length: int) -> Words:
 def from_open_clip(folder: Path, text: dict, length: int) -> Words:
     """What `text_cfg` says; a tokenizer that is named there lies in the folder, the built-in one has no file."""
     kwargs = text.get("tokenizer_kwargs") or {}
-    canonical = kwargs.get("clean", "whitespace" if text.get("hf_tokenizer_name") else "lower")
-    if canonical not in CANONICAL:
-        raise UserError(f"{folder}: tokenizer_kwargs.clean={canonical!r} is not supported; {list(CANONICAL)} are.")
+    clean = kwargs.get("clean", "whitespace" if text.get("hf_tokenizer_name") else "lower")
+    if clean not in CLEAN:
+        raise UserError(f"{folder}: tokenizer_kwargs.clean={clean!r} is not supported; known are {', '.join(CLEAN)}.")
     file = tokenizer_file(folder)
     if text.get("hf_tokenizer_name"):
         words = from_hugging_face(folder, length)
-        if CANONICAL[canonical] == "none":
-            return words
-        return Words(complete(bind(**_arguments(words.text) | {"canonicalise": CANONICAL[canonical]})), words.tokenizer)
-    options = {"length": length, "canonicalise": CANONICAL[canonical], "bos": True, "eos": "sticky", "pad": "pad"}
+        if CLEAN[clean] is not None:
+            words.text.canonicalise = CLEAN[clean]
+        return words
+    options = {"length": length, "canonicalise": CLEAN[clean] or "none", "bos": True, "eos": "sticky", "pad": "zero"}
     if file is not None:
         options["tokenizer"] = str(file)
     return Words(complete(bind("data.text.Text", **options)), str(file) if file else None)
 
 
-def _arguments(node: ConfigDict) -> dict[str, Any]:
-    return {"target": node["_target"], **{key: node[key] for key in node if key != "_target"}}
-
-
-def tokenizer_file(folder: Path) -> Path | None:
+def tokenizer_file(folder: Path, names: Sequence[str] = FILES) -> Path | None:
     """The file that holds the vocabulary of a folder's tokenizer."""
-    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _padding(file: Path, special: dict) -> str:
+    """What `Text.pad` is: the end token, the padding token, or another token whose id is 0."""
+    if special["pad"] in (None, special["eos"]):
+        return "eos"
+    if file.name != "tokenizer.json":
+        return "pad"
+    content = read_json(file)
+    ids = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    vocab = content.get("model", {}).get("vocab", {})
+    found = ids.get(special["pad"], vocab.get(special["pad"]) if isinstance(vocab, dict) else None)
+    return "zero" if found == 0 else "pad"
 
 
 def _token(value: Any) -> str | None:

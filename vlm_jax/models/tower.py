@@ -56,7 +56,7 @@ class Tower(abc.ABC):
     Attributes:
       size: Ti, S, B, L, So400m or g; `width`, `depth`, `mlp_dim`, `num_heads` replace parts of it. With a width of
         its own and nothing else said, the MLP is 4 widths and a head about 64 wide, as in the named sizes.
-      activation: of the MLPs: "gelu", "gelu_tanh", "quick_gelu", or "swiglu", whose two branches are `mlp_dim` wide each.
+      activation: "gelu", "gelu_tanh", "quick_gelu", or "swiglu", whose two branches are `mlp_dim` wide each.
       layer_scale: where the learned factors of each branch start (Touvron et al. 2021; DINOv2); None for none.
       out_dim: width of the linear head; None for no head.
       scan, remat: see `nn.transformer.Transformer`.

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
 
-
 RESIZES = ("bilinear", "bicubic", "cubic")
 
 

@@ -1,0 +1,113 @@
+"""Models as folders that other libraries load, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_jax import tree
+from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.text import Text
+from vlm_jax.errors import UserError
+from vlm_jax.interop import hugging_face, open_clip, processing, table, tokenizer_json
+from vlm_jax.interop.source import RGB
+from vlm_jax.models.two_tower import TwoTower
+from vlm_jax.models.vit import ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Files by name, and arrays of the one that holds the weights; `notes` say what they cannot express."""
+
+    files: dict[str, bytes]
+    weights: str
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
+def to_hugging_face(
+    model: TwoTower | ViT, params: Mapping[str, Any], image: ImageTransform, text: Text | None, mean: RGB, std: RGB
+) -> Folder:
+    """What `transformers.AutoModel` and `AutoProcessor` load.
+
+    Raises:
+      UserError: no class of transformers is this model.
+    """
+    config, names = hugging_face.describe(model, naflex=image.resize == "naflex")
+    files = {
+        "config.json": _json({**config, "dtype": "float32"}),
+        "preprocessor_config.json": _json(processing.to_hugging_face(image, mean, std, config["model_type"])),
+    }
+    notes: tuple[str, ...] = ()
+    if text is not None:
+        written = tokenizer_json.write(text)
+        files |= written.files
+        notes = written.notes
+    arrays = table.export(names, _flat(params))
+    if config["model_type"] == "dinov2_with_registers":  # which has one that nothing here uses
+        arrays["embeddings.mask_token"] = np.zeros((1, model.dim), np.float32)
+    return Folder(files, "model.safetensors", arrays, notes + _differences(image, "transformers"))
+
+
+def to_open_clip(
+    model: TwoTower, params: Mapping[str, Any], image: ImageTransform, text: Text | None, mean: RGB, std: RGB
+) -> Folder:
+    """What `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads.
+
+    Raises:
+      UserError: open_clip has no such model.
+    """
+    config, names = open_clip.describe(model)
+    files, notes = {}, ()
+    if text is not None:
+        written = tokenizer_json.write(text)
+        files, notes = dict(written.files), written.notes
+        config["text_cfg"] |= {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"clean": "whitespace"}}
+    whole = {"model_cfg": config, "preprocess_cfg": processing.to_open_clip(image, mean, std)}
+    files[open_clip.CONFIG] = _json(whole)
+    arrays = table.export(names, _flat(params))
+    return Folder(files, "open_clip_model.safetensors", arrays, notes + _differences(image, "open_clip"))
+
+
+def _differences(image: ImageTransform, library: str) -> tuple[str, ...]:
+    if image.convention == library and image.decoder == "full":
+        return ()
+    return (f"images were prepared as {image.convention} does it, decoder={image.decoder!r}: pixels differ a little",)
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf, np.float32) for name, leaf in tree.flatten(params).items()}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def save(folder: Folder, path: Path) -> None:
+    """Writes it beside `path` and moves it there at the end. Raises UserError where something is there already."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise UserError("writing weights needs the package safetensors: pip install 'vlm_jax[hf]'") from None
+
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already; give a folder that is not.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        for name, content in folder.files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content)
+        arrays = {name: np.asarray(array, order="C") for name, array in folder.arrays.items()}
+        save_file(arrays, part / folder.weights, metadata={"format": "pt"})
+        part.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""The parameters of another model as the start of a run: of another workdir, or of another library."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vlm_jax import config as configs
+from vlm_jax import interop, tree
+from vlm_jax.checkpoint import load_params
+from vlm_jax.errors import UserError, closest
+from vlm_jax.models.two_tower import TwoTower
+from vlm_jax.models.vit import ViT
+from vlm_jax.nn.positions import resample
+
+LISTED = 5
+# What decides how parameters are computed with, and does not show in their shapes.
+MEANING = ("activation", "norm_eps", "pool", "pre_norm", "causal")
+
+
+def load(path: str, model: Any, warn: Callable[[str], None]) -> tuple[dict, str]:
+    """(Parameters by nested per-layer names, whence they are). An image tower alone is put under `image`.
+
+    Args:
+      path: a workdir, a checkpoint, or what `vlm_jax.interop.source` takes.
+      model: the run's, which has to compute as the other one does.
+      warn: gets a line where the two see pixels differently.
+
+    Raises:
+      UserError: there is nothing to load, or the models compute differently.
+    """
+    if not interop.is_foreign(path):
+        if not Path(path).is_dir():
+            raise UserError(f"config.init_from={path}: no such folder.")
+        params, meta = load_params(path)
+        return params, f"parameters from {path}, step {meta['step']}"
+    found = interop.source(path)
+    theirs = configs.build(found.model)
+    alone = isinstance(theirs, ViT)
+    if alone and not isinstance(model, (TwoTower, ViT)):
+        raise UserError(f"config.init_from={path} is an image tower; {type(model).__name__} has none to put it in.")
+    _compute_alike(path, _towers(model), _towers(theirs))
+    params = found.params()
+    params = {"image": params} if alone and isinstance(model, TwoTower) else params
+    if not alone and (model.image_mean, model.image_std) != (theirs.image_mean, theirs.image_std):
+        warn(f"config.init_from={path}: check that task.model.image_mean and image_std are those it was trained with")
+    return params, f"parameters from {path} ({found.family}{', image tower' if alone else ''})"
+
+
+def _towers(model: Any) -> dict[str, Any]:
+    return {"image": model} if isinstance(model, ViT) else {"image": model.image, "text": model.text}
+
+
+def _compute_alike(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    for name in ours.keys() & theirs.keys():
+        pairs = {field: (getattr(ours[name], field), getattr(theirs[name], field)) for field in MEANING
+                 if hasattr(ours[name], field)}  # fmt: skip
+        pairs["num_heads"] = ours[name].geometry.num_heads, theirs[name].geometry.num_heads
+        for field, (mine, wanted) in pairs.items():
+            if mine != wanted:
+                raise UserError(
+                    f"config.init_from={path}: its {name} tower has {field}={wanted!r}, this model's has {mine!r}; "
+                    f"--config.task.model.{name}.{field}={wanted}"
+                )
+
+
+def fit(params: dict, live: Any, stacks: Mapping[str, int], skip: Sequence[str] = ()) -> Any:
+    """The live tree with the given parameters in it; learned positions are resampled to fit.
+
+    Args:
+      params: nested dicts under per-layer names.
+      live: the initialised parameters.
+      stacks: its scanned groups of layers.
+      skip: regular expressions of per-layer names that stay as initialised. Of an image tower alone everything else
+        does, too.
+
+    Raises:
+      UserError: names or shapes that do not fit, listed; or a rule of `skip` fits no name.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), live)
+    wanted = tree.flatten(tree.unstack(shapes, stacks))
+    given = tree.flatten(params)
+    for pattern in skip:
+        if not any(re.fullmatch(pattern, name) for name in [*wanted, *given]):
+            raise UserError(f"config.init_from_skip: {pattern!r} matches no whole name; {closest(pattern, wanted)}")
+    alone = not any(name.split("/")[0] != "image" for name in given)
+    kept = {n for n in [*wanted, *given] if any(re.fullmatch(pattern, n) for pattern in skip)}
+    kept |= {name for name in wanted if alone and not name.startswith("image/")}
+    wanted = {name: leaf for name, leaf in wanted.items() if name not in kept}
+    given = {name: leaf for name, leaf in given.items() if name not in kept}
+    for name in [n for n in wanted if n.endswith("embed/posemb")]:
+        patches = name.replace("posemb", "patch/kernel") in wanted  # and not the positions of a text
+        if patches and name in given and given[name].shape != wanted[name].shape:
+            count = wanted[name].shape[0]
+            side = math.isqrt(count)
+            given[name] = resample(given[name], (side, side), prefix=count - side**2)  # 1 where CLS has a position
+    _complain(wanted, given)
+    return _merged(live, given, stacks)
+
+
+def _complain(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    wrong = [
+        f"{name}: {'missing' if name not in given else f'{given[name].shape} where {leaf.shape} is wanted'}"
+        for name, leaf in wanted.items()
+        if name not in given or given[name].shape != leaf.shape
+    ]
+    wrong += [f"{name}: unknown; {closest(name, wanted)}" for name in given if name not in wanted]
+    if wrong:
+        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise UserError(
+            f"config.init_from does not fit the model: {'; '.join(wrong[:LISTED])}{more}. "
+            "config.init_from_skip leaves parameters out by name."
+        )
+
+
+def _merged(live: Any, given: Mapping[str, Any], stacks: Mapping[str, int]) -> Any:
+    """Given arrays where there are any, put where the live ones are."""
+
+    def leaf(name, old):
+        names = tree.per_layer_names(name, old.shape, stacks) or [name]
+        found = [given[n] for n in names if n in given]
+        if not found:
+            return old
+        if len(found) < len(names):
+            raise UserError(
+                f"config.init_from_skip leaves out a part of {name}, whose layers are scanned: all or none."
+            )
+        value = jnp.stack(found) if names != [name] else jnp.asarray(found[0])
+        return jax.device_put(value.astype(old.dtype), old.sharding)
+
+    return tree.map_with_name(leaf, live)
