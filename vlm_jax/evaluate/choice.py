@@ -73,4 +73,5 @@ class Choose(Evaluator):
             metrics |= means
         table = [(subset, len(right), f"{100 * means[subset]:.1f}%") for subset, right in parts.items()]
         artifacts = {"subsets": Table("accuracy by subset", ("subset", "cases", "accuracy"), table)}
-        return Result({**metrics, "examples": float(len(rows["index"]))}, artifacts, {"cases": rows})
+        own = {s: {"index": rows["index"][rows["subset"] == s], s: right} for s, right in parts.items() if s in metrics}
+        return Result({**metrics, "examples": float(len(rows["index"]))}, artifacts, {"cases": rows, **own})

@@ -2,7 +2,7 @@
 
 from vlm_jax.report.artifacts import Gallery, Matrix, Table
 from vlm_jax.report.format import duration
-from vlm_jax.report.html import write_report
+from vlm_jax.report.html import write_page, write_report
 from vlm_jax.report.progress import Progress
 from vlm_jax.report.writers import (
     JsonlWriter,
@@ -25,5 +25,6 @@ __all__ = [
     "duration",
     "read_metrics",
     "replace_file",
+    "write_page",
     "write_report",
 ]

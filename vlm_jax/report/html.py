@@ -57,6 +57,25 @@ def write_report(
         *(_artifact(name, artifact) for name, artifact in (artifacts or {}).items()),
         f"<details><summary>Config</summary><pre>{escape(config_text)}</pre></details>",
     ]
+    path = workdir / "report.html"
+    _write(path, title, parts)
+    return path
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    artifacts: Mapping[str, Matrix | Gallery | Table],
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes a page of artifacts alone, in the style of the report."""
+    head = f'<header><h1>{escape(title)}</h1><ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>'
+    parts = [f"{head}</header>", *(_artifact(name, artifact) for name, artifact in artifacts.items())]
+    _write(path, title, parts)
+
+
+def _write(path: Path, title: str, parts: Sequence[str]) -> None:
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -64,10 +83,8 @@ def write_report(
     )
     body = "\n".join(part for part in parts if part)
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
-    path = workdir / "report.html"
-    workdir.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, page.encode("utf-8", "replace"))
-    return path
 
 
 def _facts(series: Mapping[str, Series]) -> dict[str, str]:
