@@ -4,7 +4,6 @@ import math
 
 from vlm_jax.configs import siglip_tiny
 
-
 VARIANTS = siglip_tiny.SHORT
 
 

@@ -10,7 +10,6 @@ from vlm_jax.configs import siglip_tiny
 
 from vlm_jax.config import bind, late
 
-
 VARIANTS = siglip_tiny.SHORT
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vlm_jax.errors import UserError
 from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, ours, processing, texts
-from vlm_jax.interop.source import Imported as Imported
-from vlm_jax.interop.source import Source
+from vlm_jax.interop.imported import Imported as Imported
+from vlm_jax.interop.imported import Source
 
 OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
 

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError
 from vlm_jax.interop import names
+from vlm_jax.interop.imported import Source, complete
 from vlm_jax.interop.processing import Pixels
-from vlm_jax.interop.source import Source, complete
 from vlm_jax.interop.tensors import Tensors, open_tensors
 from vlm_jax.interop.texts import Words
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError, closest
 from vlm_jax.interop import names, tensors
-from vlm_jax.interop.source import Fields, Source, complete, read_json
+from vlm_jax.interop.imported import Fields, Source, complete, read_json
 from vlm_jax.interop.table import Table
 from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.two_tower import TwoTower
@@ -43,7 +43,8 @@ _VISION = {**_TOWER, "num_channels": 3, "image_size": 224, "patch_size": 16}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _SIGLIP_TEXT = {**_TOWER, **_SIGLIP, "vocab_size": 32_000, "max_position_embeddings": 64}
-_SIGLIP_VISION = {**_VISION, **_SIGLIP, "vision_use_head": True, "num_patches": 256}
+_SIGLIP_VISION = {**_VISION, **_SIGLIP, "vision_use_head": True}
+_SIGLIP2_VISION = {k: v for k, v in _SIGLIP_VISION.items() if k != "image_size"} | {"num_patches": 256}
 _CLIP_TEXT = {
     **_CLIP,
     "hidden_size": 512,
@@ -57,8 +58,22 @@ _CLIP_TEXT = {
 }
 _CLIP_VISION = {**_VISION, **_CLIP, "patch_size": 32}
 _VIT = {**_VISION, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}
-_DINOV2 = {**_VIT, "layer_norm_eps": 1e-6, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": False}
-_DINOV2 |= {"layerscale_value": 1.0, "num_register_tokens": 4}
+_DINOV2 = {k: v for k, v in _VIT.items() if k != "intermediate_size"}
+_DINOV2 |= {"layer_norm_eps": 1e-6, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": False}
+_DINOV2 |= {"layerscale_value": 1.0}
+_REGISTERS = {**_DINOV2, "patch_size": 16, "num_register_tokens": 4}
+# By the class of theirs that has them.
+DEFAULTS = {
+    "SiglipTextConfig": _SIGLIP_TEXT,
+    "SiglipVisionConfig": _SIGLIP_VISION,
+    "Siglip2TextConfig": _SIGLIP_TEXT,
+    "Siglip2VisionConfig": _SIGLIP2_VISION,
+    "CLIPTextConfig": _CLIP_TEXT,
+    "CLIPVisionConfig": _CLIP_VISION,
+    "ViTConfig": _VIT,
+    "Dinov2Config": _DINOV2,
+    "Dinov2WithRegistersConfig": _REGISTERS,
+}
 
 # What their classes always have, which is what ours are set to, or must be to be written.
 _PLAIN = {"stem_channels": (), "posemb": "learn", "registers": 0, "layer_scale": None}
@@ -133,9 +148,10 @@ def _parts(config: dict, where: str, text: dict, vision: dict) -> tuple[Fields, 
 
 
 def _siglip(config: dict, where: str) -> ConfigDict:
-    text, vision = _parts(config, where, _SIGLIP_TEXT, _SIGLIP_VISION)
+    naflex = config["model_type"] == "siglip2"
+    text, vision = _parts(config, where, _SIGLIP_TEXT, _SIGLIP2_VISION if naflex else _SIGLIP_VISION)
     vision.require(vision_use_head=True)
-    if config["model_type"] == "siglip2":
+    if naflex:
         side = math.isqrt(vision.whole("num_patches"))
         image = _tower(vision, SIZES | {"patch_size": "patch_size"})
         image |= {"image_size": side * image["patch_size"], "posemb_resize": "bilinear"}
@@ -188,9 +204,9 @@ def _classifies(config: dict) -> bool:
 
 
 def _dinov2(config: dict, where: str) -> ConfigDict:
-    fields = Fields(config, _DINOV2, where)
-    fields.require(num_channels=3)
     registers = config["model_type"] == "dinov2_with_registers"
+    fields = Fields(config, _REGISTERS if registers else _DINOV2, where)
+    fields.require(num_channels=3)
     tower = _tower(fields, {k: v for k, v in (SIZES | IMAGE).items() if k != "mlp_dim"})
     swiglu = bool(fields["use_swiglu_ffn"])
     tower["mlp_dim"] = dinov2_mlp(tower["width"], fields["mlp_ratio"], swiglu)

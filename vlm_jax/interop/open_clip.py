@@ -14,7 +14,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.interop import names, tensors
 from vlm_jax.interop import processing as pixels
 from vlm_jax.interop.hugging_face import CLIP_IMAGE, SIGLIP_IMAGE, fits
-from vlm_jax.interop.source import Fields, Source, complete, read_json
+from vlm_jax.interop.imported import Fields, Source, complete, read_json
 from vlm_jax.interop.table import Table
 from vlm_jax.interop.texts import Words, from_open_clip
 from vlm_jax.models.two_tower import TwoTower

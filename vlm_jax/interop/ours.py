@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vlm_jax import config as configs
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
-from vlm_jax.interop.source import Imported, Source, complete, template
+from vlm_jax.interop.imported import Imported, Source, complete, template
 from vlm_jax.interop.table import leaf
 from vlm_jax.interop.tensors import open_tensors
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vlm_jax.config import bind
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.errors import UserError
-from vlm_jax.interop.source import RGB, Fields, complete, read_json
+from vlm_jax.interop.imported import RGB, Fields, complete, read_json
 
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 IMAGENET = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}  # open_clip's

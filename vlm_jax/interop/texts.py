@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError
-from vlm_jax.interop.source import complete, read_json
+from vlm_jax.interop.imported import complete, read_json
 
 # Files of tokenizers, the one that says most first.
 FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")

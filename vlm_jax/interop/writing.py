@@ -17,7 +17,7 @@ from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 from vlm_jax.interop import hugging_face, open_clip, processing, table, tokenizer_json
-from vlm_jax.interop.source import RGB
+from vlm_jax.interop.imported import RGB
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
 
