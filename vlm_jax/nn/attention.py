@@ -97,4 +97,5 @@ class SelfAttention(nnx.Module):
             operands["bias"] = bias, (None,)
         arrays, axes = zip(*operands.values())
         by_name = lambda *arrays: core(**dict(zip(operands, arrays)))
-        return self.out(shard.per_shard(by_name, axes, tokens)(*arrays), bias_gradient=bias_gradient)
+        checked = x.shape[1] < kernels.SPLASH_FROM
+        return self.out(shard.per_shard(by_name, axes, tokens, checked=checked)(*arrays), bias_gradient=bias_gradient)

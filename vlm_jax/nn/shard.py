@@ -95,11 +95,14 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None, table=IN_USE) -> Shape
     return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, mesh, table))
 
 
-def per_shard(f: Callable, in_axes: Sequence[Axes], out_axes: Axes | Sequence[Axes]) -> Callable:
+def per_shard(
+    f: Callable, in_axes: Sequence[Axes], out_axes: Axes | Sequence[Axes], *, checked: bool = True
+) -> Callable:
     """`f` on each device's part of its arguments, as a kernel needs that the partitioner cannot split.
 
     `in_axes` has the logical axes of each argument, `out_axes` those of the result, or of each result. `f` must treat
-    each part by itself. A logical axis is split only where every dimension that it names divides.
+    each part by itself. A logical axis is split only where every dimension that it names divides. `checked` is
+    `check_vma` of `jax.shard_map`, which not all kernels bear.
     """
     several = not all(isinstance(axis, (str, type(None))) for axis in out_axes)
 
@@ -114,7 +117,8 @@ def per_shard(f: Callable, in_axes: Sequence[Axes], out_axes: Axes | Sequence[Ax
             return PartitionSpec(*(_names(None if axis in whole else axis, mesh, IN_USE) for axis in axes))
 
         out_specs = tuple(map(of, out_axes)) if several else of(out_axes)
-        return jax.shard_map(f, mesh=mesh, in_specs=tuple(map(of, in_axes)), out_specs=out_specs)(*args)
+        in_specs = tuple(map(of, in_axes))
+        return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=checked)(*args)
 
     return call
 

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vlm_jax.nn import shard
+from vlm_jax.nn.attention import SelfAttention
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
 from vlm_jax.nn.kernels import add_layer_norm, attention
@@ -73,6 +74,24 @@ def test_attention(tpu, topology, batch, time, width, num_heads, options):
     flags = "_causal" * options.get("causal", False) + "_masked" * masked
     name = f"_b{batch // 4}_t{padded}_h{num_heads}x{width // num_heads}_k{time}{flags}"
     assert kernels(program) == both("attention_{}" + name)
+
+
+def test_long_packed_sequences(tpu):
+    """Splash attention on each of several devices, and nothing that has a place for every pair of tokens."""
+    time, width = 2048, 768
+    init = initializers("clip", width=width, depth=2)
+    options = {"causal": False, "bias": True, "remat": False, "dtype": "bfloat16", "init": init}
+    layer = Functional(SelfAttention, width, 12, **options)
+    mesh = Mesh(np.array(tpu("v5e:2x2")), ("data",), axis_types=(AxisType.Auto,))
+    place = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
+    params = jax.tree.map(lambda x: place(x.shape, x.dtype), jax.eval_shape(layer.init, jax.random.key(0)))
+    x, ids = place((8, time, width), jnp.bfloat16, "data"), place((8, time), jnp.int32, "data")
+    with shard.under(mesh):
+        loss = lambda params, x, ids: layer(params, x, ids).astype(jnp.float32).sum()
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(params, x, ids).compile()
+    assert {name.partition("_")[0] for name in kernels(program)} == {"splash"}
+    pairs = program.memory_analysis().temp_size_in_bytes / (2 * time * time * 2)
+    assert pairs < 2 * 12, "as much as the weights of every head, for two sequences a device, in bf16"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,6 @@
 
 from vlm_jax.nn.kernels.add_norm import add_layer_norm
 from vlm_jax.nn.kernels.mlp import perceptron, perceptron_gradients
-from vlm_jax.nn.kernels.select import attention
+from vlm_jax.nn.kernels.select import SPLASH_FROM, attention
 
-__all__ = ["add_layer_norm", "attention", "perceptron", "perceptron_gradients"]
+__all__ = ["SPLASH_FROM", "add_layer_norm", "attention", "perceptron", "perceptron_gradients"]
