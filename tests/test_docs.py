@@ -81,7 +81,12 @@ def one_command(words: list[str], runs: bool, more: list[str], folder: pathlib.P
     program, module = words[0], words[2] if words[1:2] == ["-m"] else ""
     if program == "python" and module == "vlm_jax.launch":
         return in_process([*words[3:], *([] if "--dry_run" in words else ["--dry_run"])], launch)
-    if program == "python" and module in ("vlm_jax.main", "vlm_jax.data", "vlm_jax.data.tokenizers"):
+    if program == "python" and module in (
+        "vlm_jax.main",
+        "vlm_jax.data",
+        "vlm_jax.data.tokenizers",
+        "vlm_jax.evaluate",
+    ):
         if module == "vlm_jax.main" and not runs:
             return in_process([*words[3:], "--print_config"])
         return in_a_process([sys.executable, "-m", module, *words[3:], *more], folder, cache)

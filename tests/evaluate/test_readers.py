@@ -13,7 +13,9 @@ from vlm_jax.errors import UserError
 from vlm_jax.evaluate.readers.aro import LEFT_OUT, Order, VisualGenome, normalised
 from vlm_jax.evaluate.readers.base import Choice
 from vlm_jax.evaluate.readers.karpathy import Karpathy
+from vlm_jax.evaluate.readers.metadata import Metadata
 from vlm_jax.evaluate.readers.sugar_crepe import SUBSETS, SugarCrepe
+from vlm_jax.evaluate.readers.voc import CLASSES, VOC
 from vlm_jax.evaluate.readers.winoground import WinogroundPairs
 
 
@@ -125,3 +127,44 @@ def test_karpathy(tmp_path):
     file.write_text(json.dumps({"images": [image("c.jpg", "test")]}))
     assert Karpathy(str(file), str(tmp_path)).image_path(0) == f"{tmp_path}/c.jpg"
     assert Karpathy(str(file), str(tmp_path)).fingerprint != before
+
+
+def test_voc(tmp_path):
+    for k, name in enumerate(CLASSES):
+        lines = [f"00000{i} {'1' if i == k else '-1' if i + 1 != k else '0'}" for i in range(3)]
+        (tmp_path / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"ImageSets/Main/{name}_test.txt").write_text("\n".join(lines).replace(" ", "  ") + "\n")
+    for i in range(3):
+        png(tmp_path / f"JPEGImages/00000{i}.jpg")
+    source = VOC(str(tmp_path), str(tmp_path / "JPEGImages"))
+    assert len(source) == 3 and len(source.class_names) == 20
+    assert source[1]["labels"][:4].tolist() == [0, 1, -1, 0] and source[1]["labels"].sum() == 0
+    (tmp_path / "ImageSets/Main/cat_test.txt").write_text("000000 2\n")
+    with pytest.raises(UserError, match=r"cat_test.txt:1 is '000000 2'"):
+        VOC(str(tmp_path), str(tmp_path / "JPEGImages"))
+    with pytest.raises(UserError, match="there is no file"):
+        VOC(str(tmp_path), str(tmp_path / "JPEGImages"), split="val")
+
+
+def test_metadata(tmp_path):
+    for i in range(4):
+        png(tmp_path / f"birds/{i}.jpg")
+    rows = [
+        "img_filename,y,split,place",
+        "birds/0.jpg,0,2,0",
+        "birds/1.jpg,0,2,1",
+        "birds/2.jpg,1,0,1",
+        "birds/3.jpg,1,2,1",
+    ]
+    file = tmp_path / "metadata.csv"
+    file.write_text("\n".join(rows) + "\n")
+    source = Metadata(str(file), str(tmp_path))
+    assert len(source) == 3 and source.group_names == ("y=0 place=0", "y=0 place=1", "y=1 place=1")
+    assert [(source[i]["label"], source[i]["group"]) for i in range(3)] == [(0, 0), (0, 1), (1, 2)]
+    assert len(Metadata(str(file), str(tmp_path), only=(), group=())) == 4
+    with pytest.raises(UserError, match="has no column 'plaice'; did you mean 'place'"):
+        Metadata(str(file), str(tmp_path), group=("plaice",))
+    with pytest.raises(UserError, match="label '1', where there are 1 classes"):
+        Metadata(str(file), str(tmp_path), classes=("bird",))
+    with pytest.raises(UserError, match="there is nothing in it for Metadata"):
+        Metadata(str(file), str(tmp_path), only=(("split", "7"),))
