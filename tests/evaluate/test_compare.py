@@ -152,6 +152,7 @@ def model(monkeypatch):
         image=ImageTransform(size=16),
         text=toy.TEXT,
         step=None,
+        protocol=lambda card: (types.SimpleNamespace(name=card), ["image.resize is squash"]) if card else (None, []),
     )
     monkeypatch.setattr(vlm_jax, "load", lambda path, weights: loaded, raising=False)
     return loaded
@@ -205,5 +206,14 @@ def test_mistakes_are_one_line(argv, message, model, capsys, tmp_path, monkeypat
 def test_results_name_the_evaluator_and_the_weights(tmp_path, model):
     main(["run", "some/weights", "--only=knn", f"--output={tmp_path}", *SMALL, "--config.evals.knn.k=3"])
     stored = json.loads((tmp_path / "results.json").read_text())["evaluations"]["knn"]
-    assert stored["evaluator"]["k"] == 3 and stored["weights"] == "some/weights (params)"
+    assert stored["evaluator"]["k"] == 3 and stored["protocol"] == {"card": None, "differs": []}
+    assert stored["weights"] == "some/weights (params)"
     assert dataclasses.asdict(results.read(tmp_path)["knn"])["step"] is None
+
+
+def test_what_differs_from_the_protocol_is_said_and_kept(tmp_path, model, capsys):
+    assert main(["run", "some/weights", "--only=knn", "--card=clip", f"--output={tmp_path}", *SMALL]) == 0
+    assert "protocol  clip\nwarning: image.resize is squash" in capsys.readouterr().out
+    assert results.read(tmp_path)["knn"].protocol == {"card": "clip", "differs": ["image.resize is squash"]}
+    assert main(["compare", str(tmp_path), "--samples=9"]) == 0
+    assert f"warning: {tmp_path}: differs from clip: image.resize is squash" in capsys.readouterr().out

@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--bind", action="append", default=[], metavar="TARGET.PARAM=VALUE", help="as in vlm_jax.main")
     run.add_argument("--only", metavar="A,B", help="these evaluators alone")
     run.add_argument("--weights", choices=("params", "ema"), default="params", help="of a workdir (default: params)")
+    run.add_argument(
+        "--card", metavar="NAME|FILE", help="the protocol to hold the weights against (default: that of their family)"
+    )
     run.add_argument("--output", metavar="DIR", help="results go here (default: PATH/evaluations/STEP of a workdir)")
     pair = commands.add_parser("compare", help="results side by side, with confidence intervals", allow_abbrev=False)
     pair.add_argument("paths", nargs="+", metavar="PATH", help="workdirs, folders of results, or results.json files")
@@ -85,7 +88,13 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
 
     model = vlm_jax.load(flags.path, flags.weights)
     output = Path(flags.output) if flags.output else default_output(flags.path, model.step)
-    late = {"image": _square(model.image)} | ({} if model.text is None else {"text": model.text})
+    card, differs = model.protocol(flags.card)
+    if card is not None:
+        show(f"protocol  {card.name}")
+    for line in differs:
+        show(f"warning: {line}")
+    protocol = {} if card is None else {"card": card.name, "differs": differs}
+    late = {"image": model.image} | ({} if model.text is None else {"text": model.text})
     filled = configs.fill(config)["evals"]
     lacking = [name for name in names if model.text is None and _reads_text(evals[name])]
     for name in lacking:
@@ -94,7 +103,13 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
     for name, evaluator in built.items():
         result = evaluator(model.predict, model.mesh)
         results.write(
-            output, name, result, evaluator=filled[name], weights=f"{flags.path} ({flags.weights})", step=model.step
+            output,
+            name,
+            result,
+            evaluator=filled[name],
+            weights=f"{flags.path} ({flags.weights})",
+            step=model.step,
+            **protocol,
         )
         show(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in result.items()))
     show(f"results  {output / results.FILE}")
@@ -108,14 +123,6 @@ def default_output(path: str, step: int | None) -> Path:
         if step is None
         else Path(path, "evaluations", f"{step}")
     )
-
-
-def _square(image):
-    """Evaluators batch images, which takes one size: models of any aspect ratio see the square that they also take."""
-    if image.resize != "naflex":
-        return image
-    show("the model takes images at their own aspect ratio; its evaluators see them squashed to a square")
-    return dataclasses.replace(image, resize="squash")
 
 
 def _reads_text(node: Any) -> bool:
@@ -136,12 +143,21 @@ def compare_results(flags: argparse.Namespace) -> int:
     models = [results.read(path) for path in flags.paths]
     lines = compare.compare(models, samples=flags.samples, confidence=flags.confidence, seed=flags.seed)
     show("\n".join(compare.table(flags.paths, lines)))
+    differs = [
+        f"{path}: differs from {held['card']}: {line}"
+        for path, model in zip(flags.paths, models)
+        for held in {str(e.protocol): e.protocol for e in model.values()}.values()
+        for line in held["differs"]
+    ]
+    for line in differs:
+        show(f"warning: {line}")
     if flags.html:
         pictures, notes = failures.galleries(flags.paths, models)
         rows = [(f"{line.evaluator}/{line.metric}", *compare.cells(line)) for line in lines]
         share = f"{100 * flags.confidence:g}%"
         notes = [
             f"In brackets: {share} intervals, by resampling images. After them: the difference to the first.",
+            *differs,
             *notes,
         ]
         artifacts = {"metrics": Table("metrics", ("metric", *flags.paths), rows)} | pictures

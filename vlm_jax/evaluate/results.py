@@ -9,7 +9,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vlm_jax.evaluate.base import Result
 from vlm_jax.report.writers import replace_file
 
 FILE, FORMAT = "results.json", 1
+KEYS = {"metrics", "evaluator", "weights", "step", "protocol"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Evaluation:
       weights: the workdir or the file of the model.
       step: of the checkpoint; None where there is none.
       file: the `.npz` of its rows.
+      protocol: the card that the model was held against (`vlm_jax.evaluate.cards`), and what differs from it.
     """
 
     metrics: dict[str, float]
@@ -39,6 +41,7 @@ class Evaluation:
     weights: str
     step: int | None
     file: Path
+    protocol: dict[str, Any]
 
     def rows(self) -> dict[str, dict[str, np.ndarray]]:
         """Its tables of rows, see `Result`; {} where it has none.
@@ -59,9 +62,17 @@ class Evaluation:
 
 
 def write(
-    folder: Path, name: str, result: Result, *, evaluator: Mapping[str, Any], weights: str, step: int | None
+    folder: Path,
+    name: str,
+    result: Result,
+    *,
+    evaluator: Mapping[str, Any],
+    weights: str,
+    step: int | None,
+    card: str | None = None,
+    differs: Sequence[str] = (),
 ) -> None:
-    """Adds one evaluator's result to a folder, or replaces it there."""
+    """Adds one evaluator's result to a folder, or replaces it there; see `Evaluation` for what goes with it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
     stored = _load(file) if file.is_file() else {"format": FORMAT, "evaluations": {}}
@@ -69,6 +80,7 @@ def write(
         "metrics": {key: _finite(value) for key, value in result.items()},
         "weights": weights,
         "step": step,
+        "protocol": {"card": card, "differs": list(differs)},
         "evaluator": configs.plain(evaluator) if evaluator else {},
     }
     columns = {f"{table}/{key}": column for table, columns in result.rows.items() for key, column in columns.items()}
@@ -93,9 +105,8 @@ def read(path: str | Path) -> dict[str, Evaluation]:
     for file in filter(Path.is_file, files):
         for name, entry in _load(file)["evaluations"].items():
             metrics = {key: math.nan if value is None else value for key, value in entry["metrics"].items()}
-            found[name] = Evaluation(
-                metrics, entry["evaluator"], entry["weights"], entry["step"], file.parent / f"{name}.npz"
-            )
+            kept = {key: entry[key] for key in ("evaluator", "weights", "step", "protocol")}
+            found[name] = Evaluation(metrics=metrics, file=file.parent / f"{name}.npz", **kept)
     if not found:
         what = "no evaluations in it" if path.exists() else "no such file or folder"
         raise UserError(f"{path}: {what}; wanted is a workdir that was evaluated, or a {FILE}.")
@@ -106,9 +117,7 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         stored = json.loads(file.read_text())
         entries = stored["evaluations"].values()
-        if stored["format"] != FORMAT or not all(
-            {"metrics", "evaluator", "weights", "step"} <= set(e) for e in entries
-        ):
+        if stored["format"] != FORMAT or not all(KEYS <= set(e) for e in entries):
             raise ValueError(f"format {stored['format']!r}, wanted is {FORMAT}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no file of results: {type(error).__name__}: {error}.") from error
