@@ -1,0 +1,70 @@
+"""CIFAR-10: a trained model, exported and evaluated by transformers in torch, is right on the same images as here."""
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vlm_jax import export
+from vlm_jax.main import main
+
+from ..parity import peers
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+TEMPLATE = "a photo of a {}"
+
+
+def top1_in_torch(folder, rows, batch=500):
+    """Zero-shot accuracy as transformers' own model and processor give it."""
+    transformers, torch = peers.transformers(), peers.torch()
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    prompts = [TEMPLATE.format(name) for name in CLASSES]
+    right = 0
+    for begin in range(0, len(rows), batch):
+        part = rows[begin : begin + batch]
+        images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in part]
+        inputs = processor(text=prompts, images=images, padding="max_length", truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            found = model(**inputs).logits_per_image.argmax(dim=1).numpy()
+        right += int((found == [row["label"] for row in part]).sum())
+    return right / len(rows)
+
+
+def compare(folder, shared, test_images, *flags):
+    table = pq.read_table(shared / "cifar10/test-00000-of-00001.parquet").slice(0, test_images)
+    pq.write_table(table, folder / "test.parquet")
+    train = sorted((shared / "cifar10").glob("train-*.parquet"))
+    arguments = [
+        "--config=siglip_cifar10:plain",
+        f"--workdir={folder}/run",
+        f"--config.data.source.path={train[0] if flags else train[0].parent / 'train-*.parquet'}",
+        f"--config.evals.zero_shot.source.path={folder}/test.parquet",
+        "--config.evaluate_percent=100",
+        "--config.checkpoint_percent=100",
+        *flags,
+    ]
+    assert main(arguments) == 0
+    assert export.main([f"{folder}/run", f"{folder}/hf", "--to=hf"]) == 0
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    ours = next(line["eval/zero_shot/top1"] for line in reversed(lines) if "eval/zero_shot/top1" in line)
+    rows = table.to_pylist()
+    assert [row["class_name"] for row in rows] == [CLASSES[row["label"]] for row in rows]
+    theirs = top1_in_torch(folder / "hf", rows)
+    print(f"top-1 of {len(rows)} images: {ours:.4f} here, {theirs:.4f} in torch")
+    assert round(ours * len(rows)) == round(theirs * len(rows))
+    return theirs
+
+
+def test_first_steps(tmp_path, shared_data):
+    small = {"width": 32, "depth": 1, "mlp_dim": 64, "num_heads": 2, "patch_size": 8}
+    flags = [f"--config.task.model.image.{field}={value}" for field, value in small.items()]
+    flags += ["--config.task.model.text.out_dim=32", "--config.total_examples=6400", "--config.data.cache=False"]
+    assert compare(tmp_path, shared_data, 300, *flags, "--config.optimizer.schedule.warmup_steps=5") > 0.12
+
+
+@pytest.mark.full
+def test_the_recipe(tmp_path, shared_data):
+    assert compare(tmp_path, shared_data, 10_000) > 0.4
