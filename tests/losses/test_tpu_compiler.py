@@ -65,14 +65,14 @@ def test_infonce(tpu):
     assert "all-gather" not in found.by_kind()
 
 
-@pytest.mark.parametrize("loss, scalars", [(sigmoid_loss, 2), (infonce_loss, 1)])
+@pytest.mark.parametrize("loss, scalars", [pytest.param(sigmoid_loss, 2, marks=pytest.mark.full), (infonce_loss, 1)])
 def test_memory_does_not_grow_with_the_number_of_chips(tpu, loss, scalars):
     few, many = (compiled(loss, tpu(name), 512 * n, scalars) for name, n in (("v5e:4x8", 32), ("v5e:16x16", 256)))
     assert few.memory_analysis().temp_size_in_bytes == many.memory_analysis().temp_size_in_bytes
     assert few.memory_analysis().peak_memory_in_bytes == many.memory_analysis().peak_memory_in_bytes
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.full)])
 def test_cross_entropy_over_a_large_vocabulary(tpu, dtype):
     """8,192 tokens, 262,144 entries: the logits would be 8 GiB, and an f32 embedding cast at once 384 MiB."""
     sharding = NamedSharding(Mesh(np.array(tpu("v5e:1x1")), ("data",)), P())
