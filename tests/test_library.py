@@ -19,10 +19,12 @@ from tests.helpers import small_config
 from vlm_jax import config as configs
 from vlm_jax import interop, tree
 from vlm_jax.checkpoint import Store, load_params
+from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.data.tools import chunks, scoring
 from vlm_jax.data.tools.command import main as tools
 from vlm_jax.errors import UserError
+from vlm_jax.evaluate.base import embed_source
 from vlm_jax.experiment import open_experiment
 from vlm_jax.mesh import Layout
 from vlm_jax.models.two_tower import normalize
@@ -208,7 +210,7 @@ def test_the_data_of_the_run_need_not_be_there(workdir, tmp_path):
         vlm_jax.load(workdir, batch_size=0)
 
 
-def imported(text: bool, monkeypatch):
+def imported(text: bool, monkeypatch, **transform):
     """A stand-in for weights of another library: an image tower, or towers that came without their tokenizer."""
     vit = dict(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=8, image_size=16, dtype="float32")
     node = configs.bind("models.vit.ViT", **vit)
@@ -221,7 +223,7 @@ def imported(text: bool, monkeypatch):
         )
         params = configs.build(node).init(jax.random.key(0))["params"]
         words = configs.bind("data.text.Text", length=8)
-    image = configs.bind("data.image.ImageTransform", size=16)
+    image = configs.bind("data.image.ImageTransform", size=16, **transform)
     found = interop.Imported("mine", node, jax.tree.map(np.asarray, params), image, words, None, "there")
     monkeypatch.setattr(interop, "is_foreign", lambda path: True)
     monkeypatch.setattr(interop, "read", lambda path: found)
@@ -247,6 +249,21 @@ def test_towers_without_their_tokenizer(monkeypatch):
     assert model.encode_text(ids).shape == (2, 16)
     given = vlm_jax.load("there", tokenizer="bytes")
     np.testing.assert_array_equal(given.tokens("ab"), [[101, 102, *[1] * 6]])
+
+
+def test_images_at_their_own_aspect_ratio(monkeypatch):
+    model = imported(True, monkeypatch, resize="naflex", patch_size=8, max_patches=12)
+    arrays = [np.random.default_rng(i).integers(0, 256, (h, 64, 3), np.uint8) for i, h in enumerate((16, 64, 200))]
+    found = model.encode_image(arrays)
+    for array, vector in zip(arrays, found):
+        seen = normalize(model.image(array)[None], model.image_mean, model.image_std)  # dense, alone, of its own size
+        np.testing.assert_allclose(model.network.encode_image(model.variables, seen)[0][0], vector, atol=1e-5)
+    assert {model.image(array).shape for array in arrays} == {(16, 48, 3), (24, 24, 3), (48, 16, 3)}
+    images, embed = records()[0], model.predict["image_embedding"]
+    embedded = embed_source(embed, SOURCE, model.image, 8, model.mesh)
+    np.testing.assert_allclose(embedded.vectors, model.encode_image(images), atol=1e-5)
+    with pytest.raises(UserError, match="many sizes"):
+        Pipeline(SOURCE, image=model.image)
 
 
 def test_the_package_stays_light():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import load_params
 from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.data.image import ImageTransform
-from vlm_jax.data.packing import patchify
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate import cards
@@ -177,9 +177,17 @@ class Model:
 
     @functools.cached_property
     def predict(self) -> dict[str, Callable]:
-        """Jitted functions by name, as evaluators take them; images are uint8, or float as the network sees them."""
+        """Jitted functions by name, as evaluators take them.
+
+        Images are what `ImageTransform.batch` gives, or floats [n, h, w, 3] as the network sees them.
+        """
         if isinstance(self.network, TwoTower):
-            return Contrastive(self.network, objective="infonce").predict(self.variables)
+            found = Contrastive(self.network, objective="infonce").predict(self.variables)
+            if self.image.resize != "naflex":
+                return found
+            native = functools.partial(_native_embedding, self.network, self.mesh, self.variables)
+            square = found["image_embedding"]
+            return found | {"image_embedding": lambda x: native(x) if isinstance(x, Mapping) else square(x)}
         pixels = self.image_mean, self.image_std
         return {"image_embedding": functools.partial(_features, self.network, self.mesh, pixels, self.variables)}
 
@@ -207,12 +215,8 @@ class Model:
                 raise UserError(
                     f"encode_image(preprocessed=True) takes floats [n, h, w, 3], not {array.dtype} {array.shape}."
                 )
-            return self._embed(self.predict["image_embedding"], array, lambda part: (part.astype(np.float32),))
-        pictures = _listed(images)
-        if self.image.resize == "naflex":
-            function = functools.partial(_native_embedding, self.network, self.mesh, self.variables)
-            return self._embed(function, pictures, self._native)
-        return self._embed(self.predict["image_embedding"], pictures, lambda part: (np.stack(self._read(part)),))
+            return self._embed(self.predict["image_embedding"], array, lambda part: part.astype(np.float32))
+        return self._embed(self.predict["image_embedding"], _listed(images), self._read)
 
     def encode_text(self, texts: Texts) -> Float[np.ndarray, "n dim"]:
         """Unit-norm embeddings of one string or several, or of token ids [n, length].
@@ -222,7 +226,7 @@ class Model:
         """
         if not isinstance(self.network, TwoTower):
             raise UserError(self.no_text)
-        return self._embed(self.predict["text_embedding"], self.tokens(texts), lambda part: (part,))
+        return self._embed(self.predict["text_embedding"], self.tokens(texts), lambda part: part)
 
     def tokens(self, texts: Texts) -> Int32[np.ndarray, "n length"]:
         """Rows of token ids, as the text tower takes them. Raises UserError."""
@@ -301,12 +305,18 @@ class Model:
         size = self._batch(len(items))
         mine = meshes.local_rows(self.mesh, size)
         out = []
-        for start in range(0, len(items), size):
-            arrays = prepare(items[start : start + size])
-            rows = len(arrays[0])
-            padded = [np.concatenate([array, np.repeat(array[:1], size - rows, axis=0)]) for array in arrays]
-            placed = meshes.put({str(i): array[mine] for i, array in enumerate(padded)}, mine, size, self.mesh)
-            out.append(meshes.gather(function(*(placed[str(i)] for i in range(len(arrays)))), self.mesh)[:rows])
+        parts = [items[start : start + size] for start in range(0, len(items), size)]
+        with ThreadPoolExecutor(1) as ahead:  # the next batch is prepared while the devices have this one
+            coming = ahead.submit(prepare, parts[0])
+            for part, following in itertools.zip_longest(parts, parts[1:]):
+                batch = coming.result()
+                if following is not None:
+                    coming = ahead.submit(prepare, following)
+                several = isinstance(batch, dict)
+                arrays = batch if several else {"x": batch}
+                pad = lambda array: np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
+                placed = meshes.put({k: pad(v)[mine] for k, v in arrays.items()}, mine, size, self.mesh)
+                out.append(meshes.gather(function(placed if several else placed["x"]), self.mesh)[: len(part)])
         return np.concatenate(out)
 
     def _batch(self, count: int) -> int:
@@ -315,9 +325,10 @@ class Model:
         most = -(-self.batch_size // ways)
         return ways * min(most, 1 << (-(-count // ways) - 1).bit_length())
 
-    def _read(self, pictures: Sequence) -> list[np.ndarray]:
+    def _read(self, pictures: Sequence) -> np.ndarray | dict[str, np.ndarray]:
+        """A batch, decoded by as many threads as there are cores."""
         with ThreadPoolExecutor(min(len(pictures), os.cpu_count() or 1)) as pool:
-            return list(pool.map(self._one, pictures))
+            return self.image.batch(list(pool.map(self._one, pictures)))
 
     def _one(self, picture: Any) -> np.ndarray:
         name = picture if isinstance(picture, str | os.PathLike) else type(picture).__name__
@@ -325,19 +336,6 @@ class Model:
             return self.image(_content(picture))
         except UnreadableImage as error:
             raise UserError(f"{name}: {error}.") from error
-
-    def _native(self, pictures: Sequence) -> tuple[np.ndarray, ...]:
-        """Patches, their positions, the grid and segment ids of images at their own aspect ratio, one a row."""
-        size, most = self.image.patch_size, self.image.max_patches
-        rows = len(pictures)
-        patches = np.zeros((rows, most, 3 * size**2), np.uint8)
-        positions, grids = np.zeros((rows, most, 2), np.int32), np.zeros((rows, 1, 2), np.int32)
-        segments = np.zeros((rows, most), np.int32)
-        for row, picture in enumerate(self._read(pictures)):
-            found, grid = patchify(picture, size), (picture.shape[0] // size, picture.shape[1] // size)
-            patches[row, : len(found)], segments[row, : len(found)], grids[row, 0] = found, 1, grid
-            positions[row, : len(found)] = np.stack(np.divmod(np.arange(len(found)), grid[1]), axis=1)
-        return patches, positions, grids, segments
 
     def _number(self, name: str) -> float:
         return float(meshes.gather(getattr(self.network, name)(self.variables), self.mesh))
@@ -382,6 +380,6 @@ def _features(network: ViT, mesh: Mesh, pixels: tuple, variables: Mapping, image
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _native_embedding(network: TwoTower, mesh: Mesh, variables: Mapping, *packed: Array) -> Float[Array, "n dim"]:
+def _native_embedding(network: TwoTower, mesh: Mesh, variables: Mapping, rows: Mapping) -> Float[Array, "n dim"]:
     with shard.under(mesh):
-        return network.encode_packed_images(variables, *packed)[:, 0]
+        return network.encode_packed_images(variables, **rows)[:, 0]

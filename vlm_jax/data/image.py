@@ -7,6 +7,7 @@ import importlib.util
 import io
 import math
 import typing
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -211,6 +212,18 @@ class ImageTransform:
         if rng is None:
             return self._fit(image)
         return self.augment(self.decode_resize(image), rng)
+
+    def batch(self, images: Sequence[np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+        """Images as a model takes them: [b, size, size, 3], or of "naflex" what `vlm_jax.data.naflex.rows` gives."""
+        if self.resize == "naflex":
+            return naflex.rows(images, self.patch_size, self.max_patches)
+        return np.stack(images)
+
+    @property
+    def blank(self) -> UInt8[np.ndarray, "h w 3"]:
+        """A black image of a shape that there is."""
+        side = self.patch_size if self.resize == "naflex" else self.size
+        return np.zeros((side, side, 3), np.uint8)
 
     def decode_resize(self, image) -> UInt8[np.ndarray, "h w 3"]:
         """The deterministic part: [size, size, 3], or larger where a random crop is still to be taken from it."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from vlm_jax.data.image import ImageTransform, decode, open_image
+from vlm_jax.data.naflex import patchify as patchify
 from vlm_jax.data.packing_bins import first_fit_decreasing
 from vlm_jax.data.resize import resize
 from vlm_jax.errors import UserError
@@ -43,12 +44,6 @@ def fit(height: int, width: int, budget: int, longest: int | None = None) -> tup
         (rows, cols) for rows in near(exact, most) for cols in near(rows * width / height, min(most, budget // rows))
     ]
     return min(sorted(grids), key=cost)
-
-
-def patchify(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "patches size_size_3"]:
-    """The patches of an image row by row, each flattened in (row, column, channel) order, as `nn.embed.patchify`."""
-    rows, cols = image.shape[0] // size, image.shape[1] // size
-    return image.reshape(rows, size, cols, size, 3).swapaxes(1, 2).reshape(rows * cols, size * size * 3)
 
 
 @dataclasses.dataclass(frozen=True)

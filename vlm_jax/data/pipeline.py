@@ -92,6 +92,8 @@ class Pipeline:
             for part in self.parts.values():
                 layout.transform(part.image or self.image)
         if self.packing is None:
+            if self.image.resize == "naflex":
+                raise UserError("ImageTransform.resize='naflex' gives images of many sizes: train on them packed.")
             return
         if self.text is not None and self.packing.text_tokens < self.text.length:
             raise UserError(
@@ -356,15 +358,14 @@ def evaluation_batches(
       more: other entries of the records, integers, and the shape of each.
 
     Yields:
-      `image` uint8 [b, H, W, 3], `index` int32 [b], `mask` bool [b], with text `text` and `caption_id`, and `label`
-      where the source has class names, and what `more` names, int32 [b, ...]. Rows past the end, and unreadable
-      records, are zeros with `mask` False and `label` -1.
+      `image` uint8 [b, H, W, 3] (see `ImageTransform.batch`), `index` int32 [b], `mask` bool [b], with text `text` and
+      `caption_id`, and `label` where the source has class names, and what `more` names, int32 [b, ...]. Rows past the
+      end, and unreadable records, are zeros with `mask` False and `label` -1.
     """
     more = dict(more or {})
     read, length = Reader(source, image, text is not None, cache, more=tuple(more)), len(source)
     steps = -(-length // batch_size)
-    none = tuple(np.zeros(shape, np.int32) for shape in more.values())
-    nothing = Example(np.zeros((image.size, image.size, 3), np.uint8), ("",), -1, none)
+    nothing = Example(image.blank, ("",), -1, tuple(np.zeros(shape, np.int32) for shape in more.values()))
 
     def load(step: int, rows: np.ndarray):
         indices = step * batch_size + rows
@@ -380,7 +381,7 @@ def evaluation_batches(
                     mask[i] = False
             examples.append(example)
         batch = {
-            "image": np.stack([e.image for e in examples]),
+            "image": image.batch([e.image for e in examples]),
             "index": np.where(mask, indices, 0).astype(np.int32),
             "mask": mask,
         }
@@ -389,8 +390,7 @@ def evaluation_batches(
             batch["caption_id"] = caption_ids(batch["text"])
         if source.class_names:
             batch["label"] = np.array([e.label for e in examples], np.int32)
-        for k, name in enumerate(more):
-            batch[name] = np.array([e.more[k] for e in examples], np.int32)
+        batch |= {name: np.array([e.more[k] for e in examples], np.int32) for k, name in enumerate(more)}
         return batch, []
 
     batches = stream(load, rows=np.asarray(rows, np.int64), threads=threads, prefetch=prefetch, steps=steps)

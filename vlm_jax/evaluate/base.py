@@ -107,10 +107,12 @@ def embed_source(
     mine = meshes.local_rows(mesh, size)
     vectors, columns = [], {}
     for batch in evaluation_batches(source, image, batch_size=size, rows=mine, more=more):
-        placed = meshes.put(batch, mine, size, mesh)
-        whole = {name: meshes.gather(x, mesh) for name, x in placed.items() if name != "image"}
+        image_part = batch.pop("image")
+        several = isinstance(image_part, Mapping)  # patches and where they belong
+        pixels = meshes.put(image_part if several else {"image": image_part}, mine, size, mesh)
+        whole = {name: meshes.gather(x, mesh) for name, x in meshes.put(batch, mine, size, mesh).items()}
         keep = whole.pop("mask")
-        vectors.append(meshes.gather(function(placed["image"]), mesh)[keep])
+        vectors.append(meshes.gather(function(pixels if several else pixels["image"]), mesh)[keep])
         for name, values in whole.items():
             columns.setdefault(name, []).append(values[keep])
     return Embedded(np.concatenate(vectors), {name: np.concatenate(parts) for name, parts in columns.items()})
