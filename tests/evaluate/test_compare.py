@@ -190,6 +190,7 @@ def test_a_model_without_text(tmp_path, model, monkeypatch, capsys):
         (["run", "w", "--only=zero"], "--only=zero: no evaluator 'zero'; did you mean"),
         (["run", "w", "--outptu=x"], "unknown argument '--outptu=x'; did you mean"),
         (["run", "w", "--config.evals.knn.k=0"], "wanted are k >= 1"),
+        (["run", "w", "--suite", "--config=siglip_tiny"], "give one of them"),
         (["compare", "nowhere"], "nowhere: no such file or folder"),
         (["compare", "a", "--samples=0"], "wanted are N >= 1"),
         (["compare", "a", "--config.x=1"], "compare has no config"),

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[:VARIANT]",
         help="whose evaluators: a recipe, a file, or a workdir (default: the workdir's own, else drawn shapes)",
     )
+    run.add_argument("--suite", action="store_true", help="every kind of evaluator, on drawn shapes")
     run.add_argument("--bind", action="append", default=[], metavar="TARGET.PARAM=VALUE", help="as in vlm_jax.main")
     run.add_argument("--only", metavar="A,B", help="these evaluators alone")
     run.add_argument("--weights", choices=("params", "ema"), default="params", help="of a workdir (default: params)")
@@ -71,7 +72,9 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
     from vlm_jax import config as configs
 
     is_workdir = configs.is_workdir(flags.path)
-    flags.config = flags.config or (flags.path if is_workdir else str(SUITE))
+    if flags.suite and flags.config:
+        raise UserError(f"--suite and --config={flags.config}: give one of them.")
+    flags.config = flags.config or (flags.path if is_workdir and not flags.suite else str(SUITE))
     config = resolved_config(flags, overrides, say=show)
     evals = config.get("evals") or {}
     names = list(evals)

@@ -91,6 +91,8 @@ class FewShot(Evaluator):
         held, pools = [], []
         for label, name in enumerate(names):
             images = common.permutation(np.flatnonzero(labels == label))
+            if not len(images):  # a class that the training source does not show can't be recognised
+                continue
             if len(images) < self.held_out + max(self.shots):
                 raise UserError(
                     f"FewShot: {self.train.name} has {len(images)} images of class {name!r}; wanted are "
