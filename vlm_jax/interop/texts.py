@@ -50,7 +50,8 @@ def from_hugging_face(folder: Path, length: int) -> Words:
         "data.text.Text",
         tokenizer=str(file),
         length=length,
-        canonicalise=CANONICAL.get(name, "none"),
+        # SigLIP 2 of one resolution has Gemma's tokenizer, and says no more than this of what it was trained on.
+        canonicalise=CANONICAL.get(name, "siglip2" if config.get("do_lower_case") else "none"),
         bos=before,
         eos="sticky" if after else "none",
         pad=_padding(file, special),
