@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 
 from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate import cards
+from vlm_jax.evaluate.zero_shot import ZeroShot
 from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -111,3 +113,16 @@ def test_unknown_cards_and_files_are_named(tmp_path):
         cards.read_lines(path)
     path.write_text("tench\n\n great white shark \n")
     assert cards.read_lines(path) == ("tench", "great white shark")
+
+
+def test_names_and_templates_of_files_and_cards(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("a drawn {}\n{}\n")
+    assert cards.expand(("a {}", f"@{path}")) == ("a {}", "a drawn {}", "{}")
+    assert cards.expand(("@card:siglip",)) == cards.load("siglip").templates
+    options = dict(source=Shapes(size=4), image=ImageTransform(), text=Text())
+    assert ZeroShot(**options, templates=(f"@{path}",)).prompts == ("a drawn {}", "{}")
+    path.write_text("red circle\n")
+    assert ZeroShot(**options, class_names=(f"@{path}",)).names == ("red circle",)
+    with pytest.raises(UserError, match=r"\['red circle'\]"):
+        ZeroShot(**options, templates=(f"@{path}",))

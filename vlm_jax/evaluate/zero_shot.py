@@ -13,6 +13,7 @@ from vlm_jax import mesh as meshes
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
+from vlm_jax.evaluate import cards
 from vlm_jax.evaluate.base import TIE, Embedded, Evaluator, Predict, Result, embed_rows, embed_source
 from vlm_jax.evaluate.calibration import calibration_error, softmax
 from vlm_jax.evaluate.groups import by_group
@@ -28,7 +29,8 @@ class ZeroShot(Evaluator):
     Args:
       source: gives `image` and `label`; its `class_names` are the classes, unless `class_names` is given. Where it has
         `group_names`, records have a `group` too, the index of one of them or -1.
-      templates: prompts with `{}` where the name goes.
+      templates: prompts with `{}` where the name goes. Here and in `class_names` "@FILE" means the lines of a file, and
+        "@card:NAME" the templates of a protocol card (`vlm_jax.evaluate.cards`).
       bins: of the calibration error.
     """
 
@@ -43,21 +45,25 @@ class ZeroShot(Evaluator):
         super().validate()
         if not self.names:
             raise UserError(f"{type(self).__name__} needs class names: a source that has them, or class_names=a,b,c.")
-        bad = [t for t in self.templates if t.count("{}") != 1]
-        if bad or not self.templates:
+        bad = [t for t in self.prompts if t.count("{}") != 1]
+        if bad or not self.prompts:
             raise UserError(
                 f"ZeroShot.templates: {bad or 'none given'}; each is a prompt with one {{}}: 'a photo of a {{}}.'"
             )
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.class_names) or tuple(self.source.class_names)
+        return cards.expand(self.class_names) or tuple(self.source.class_names)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return cards.expand(self.templates)
 
     def classes(self, predict: Predict, mesh: Mesh) -> Float[np.ndarray, "classes dim"]:
         """The unit-norm embedding of every class."""
-        prompts = [template.format(name) for name in self.names for template in self.templates]
+        prompts = [template.format(name) for name in self.names for template in self.prompts]
         embedded = embed_rows(predict["text_embedding"], self.text(prompts), self.batch_size, mesh)
-        means = embedded.reshape(len(self.names), len(self.templates), -1).mean(1)
+        means = embedded.reshape(len(self.names), len(self.prompts), -1).mean(1)
         return means / np.linalg.norm(means, axis=-1, keepdims=True).clip(1e-12)
 
     def __call__(self, predict: Predict, mesh: Mesh) -> Result:

@@ -121,6 +121,17 @@ def read_lines(path: str | Path) -> tuple[str, ...]:
     return lines
 
 
+def expand(items: Sequence[str]) -> tuple[str, ...]:
+    """Names or templates, with "@FILE" as the lines of a file and "@card:NAME" as the templates of a card."""
+    found: list[str] = []
+    for item in items:
+        if item.startswith("@card:"):
+            found += load(item.removeprefix("@card:")).templates
+        else:
+            found += read_lines(item[1:]) if item.startswith("@") else [item]
+    return tuple(found)
+
+
 def _alternatives(wanted: Any) -> list[Any] | None:
     """What a list means, unless it is one value: three numbers, of red, green and blue."""
     return wanted if isinstance(wanted, list) and all(isinstance(item, str | list) for item in wanted) else None
