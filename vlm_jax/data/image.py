@@ -263,6 +263,8 @@ class ImageTransform:
         if done and image.shape == (self.size, self.size, 3):
             return image
         target = math.floor(self.size / self.crop_pct + EXACT)
+        if self.resize == "naflex":
+            target = math.ceil(self.patch_size * math.sqrt(self.max_patches))  # no short side becomes longer
         image = open_image(image, target, self.decoder, self.rules)
         w, h = image.size
         if self.resize == "naflex":
