@@ -27,8 +27,9 @@ def evaluators(batch_size):
     evals = suite.get_config().evals
     for name, node in evals.items():
         node.batch_size = batch_size
-        source = node.source.get("shapes", node.source)
-        source.size, source.image_size = 33, 16
+        for part in node.get("parts", {"": node}).values():
+            source = part.source.get("shapes", part.source)
+            part.batch_size, source.size, source.image_size = batch_size, 33, 16
         if name in SIZES:
             node.source.size, node.train.size = SIZES[name]
             node.train.image_size = 16

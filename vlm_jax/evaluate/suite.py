@@ -15,10 +15,20 @@ def get_config(variant: str = ""):
     both = dict(image=late("image"), text=late("text"))
     votes = dict(train=shapes(**single, split="val", size=2000), source=shapes(**single))
     several = shapes(scenes="several")
+
+    def zero_shot(**source):
+        labels = shapes("evaluate.readers.shapes.ShapesLabels", **single, **source, group="size")
+        return bind("evaluate.zero_shot.ZeroShot", source=labels, **both, **prompts)
+
+    def choices(**subsets):
+        source = bind("evaluate.readers.shapes.ShapesChoices", shapes=several, **subsets)
+        return bind("evaluate.choice.Choose", source=source, **both)
+
     return bind(
         "evaluate.command.Evaluators",
         evals=dict(
-            zero_shot=bind("evaluate.zero_shot.ZeroShot", source=shapes(**single), **both, **prompts),
+            zero_shot=zero_shot(),
+            shift=bind("evaluate.shift.Shift", parts={pairs: zero_shot(pairs=pairs) for pairs in ("seen", "held_out")}),
             multi_label=bind(
                 "evaluate.multi_label.MultiLabel",
                 source=shapes("evaluate.readers.shapes.ShapesLabels"),
@@ -26,9 +36,8 @@ def get_config(variant: str = ""):
                 **prompts,
             ),
             retrieval=bind("evaluate.retrieval.Retrieval", source=shapes(), **both, captions=5),
-            choices=bind(
-                "evaluate.choice.Choose", source=bind("evaluate.readers.shapes.ShapesChoices", shapes=several), **both
-            ),
+            choices=choices(),
+            order=choices(subsets=("order",)),
             winoground=bind(
                 "evaluate.winoground.Winoground",
                 source=bind("evaluate.readers.shapes.ShapesWinoground", shapes=several),
