@@ -86,3 +86,20 @@ def test_tensor_sums_twice_a_block_forward_and_twice_backward():
     assert summed == 4 * MODEL.text.geometry.depth + 1
     # What else is sent are matrices: no activation (4 rows a device) of tokens changes its layout.
     assert not [shapes for shapes, kind in messages if kind != "all-reduce" and re.search(r"\[4,[46],", shapes)]
+
+
+def test_what_dinov2_has_equals_one_device_too():
+    """SwiGLU, whose two branches are columns of one matrix, LayerScale and registers."""
+    tower = ViT(**SHAPE, patch_size=4, image_size=8, pool="cls", activation="swiglu", layer_scale=0.5, registers=2,
+                mlp_dim=24, remat="mlp")  # fmt: skip
+    model = dataclasses.replace(MODEL, image=tower)
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
+    params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), params)
+    wanted = jax.jit(jax.grad(functools.partial(loss, model, None)))(params, BATCH)
+    layout = LAYOUTS[0]
+    mesh = layout.make(jax.devices())
+    places = partition.shardings(params, layout, mesh, model.stacks)
+    step = jax.jit(jax.grad(functools.partial(loss, model, mesh)), out_shardings=places)
+    grads = step(jax.device_put(params, places), jax.device_put(BATCH, meshes.batch_sharding(mesh)))
+    for name, grad in tree.flatten(jax.device_get(wanted)).items():
+        np.testing.assert_allclose(tree.flatten(grads)[name], grad, rtol=1e-4, atol=1e-5, err_msg=name)
