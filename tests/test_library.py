@@ -75,6 +75,7 @@ def test_embeddings_are_those_of_the_task(model, expected):
     np.testing.assert_allclose(model.encode_image(records()[0]), pictures, atol=1e-5)
     np.testing.assert_allclose(model.encode_text(texts), sentences, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(pictures, axis=1), 1, atol=1e-5)
+    assert repr(model).startswith("<vlm_jax model of ") and repr(model).endswith("images and texts to 8 dimensions>")
     assert (model.step, model.family, model.dim) == (2, "vlm_jax", 8) and jax.device_count() == 8
 
 
@@ -107,6 +108,8 @@ def test_pictures_of_all_kinds_and_sizes(model, tmp_path):
     small = np.zeros((9, 11, 3), np.uint8)
     found = model.encode_image([array, small, picture, path, str(path), file.getvalue(), jax.numpy.asarray(array)])
     np.testing.assert_allclose(found[2:], found[[0] * 5], atol=1e-6)
+    twice = model.encode_image([Image.open(path)] * 16)  # decoded once, though threads share it
+    np.testing.assert_allclose(twice, found[[0] * 16], atol=1e-6)
     assert np.abs(found[0] - found[1]).max() > 1e-3
     for one in (array, array[None], picture, path, str(path), file.getvalue(), (picture,), iter([picture])):
         np.testing.assert_allclose(model.encode_image(one), found[:1], atol=1e-6)

@@ -139,7 +139,7 @@ class Classes(NamedTuple):
     probabilities: Float[np.ndarray, "n classes"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Model:
     """A model on its devices. Lists may have any length: they are embedded in batches of a few fixed sizes.
 
@@ -163,6 +163,11 @@ class Model:
     mesh: Mesh
     batch_size: int
     no_text: str
+
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.variables))
+        towers = "images and texts" if isinstance(self.network, TwoTower) else "images"
+        return f"<{self.family} model of {self.source}: {size:,} parameters, {towers} to {self.dim} dimensions>"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -327,6 +332,11 @@ class Model:
 
     def _read(self, pictures: Sequence) -> np.ndarray | dict[str, np.ndarray]:
         """A batch, decoded by as many threads as there are cores."""
+        seen: set[int] = set()
+        for picture in pictures:
+            if id(picture) in seen and hasattr(picture, "load"):
+                picture.load()  # a `PIL.Image` that is given twice, and that two threads must not decode at once
+            seen.add(id(picture))
         with ThreadPoolExecutor(min(len(pictures), os.cpu_count() or 1)) as pool:
             return self.image.batch(list(pool.map(self._one, pictures)))
 
