@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         raise UserError(f"--config={flags.config} has no evaluators.")
 
     import vlm_jax
-    from vlm_jax.evaluate import results
+    from vlm_jax.evaluate import compare, results
 
     model = vlm_jax.load(flags.path, flags.weights)
     output = Path(flags.output) if flags.output else default_output(flags.path, model.step)
@@ -103,18 +104,15 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
     for name in lacking:
         show(f"{name}: left out, the model reads no text")
     built = {name: configs.build(evals[name], **late) for name in names if name not in lacking}
+    about = {"weights": f"{flags.path} ({flags.weights})", "step": model.step, **protocol}
     for name, evaluator in built.items():
+        start = time.perf_counter()
         result = evaluator(model.predict, model.mesh)
-        results.write(
-            output,
-            name,
-            result,
-            evaluator=filled[name],
-            weights=f"{flags.path} ({flags.weights})",
-            step=model.step,
-            **protocol,
-        )
-        show(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in result.items()))
+        results.write(output, name, result, evaluator=filled[name], **about)
+        show(f"{name}: {time.perf_counter() - start:.1f} s")
+    stored = results.read(output / results.FILE)
+    lines = compare.compare([{name: stored[name] for name in built}])
+    show("\n".join(compare.table([flags.path], lines)))
     show(f"results  {output / results.FILE}")
     return 0
 
