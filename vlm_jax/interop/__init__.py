@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_jax.errors import UserError
-from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, ours, processing, texts
+from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, ours, processing, tensors, texts
 from vlm_jax.interop.imported import Imported as Imported
 from vlm_jax.interop.imported import Source
 
@@ -21,30 +21,35 @@ def is_foreign(path: str | Path) -> bool:
     """Whether `read` is to be asked, and not the loader of workdirs and their checkpoints."""
     if hub.is_name(path):
         return True
-    path = Path(path)
+    path = _folder(Path(path))
     return path.suffix == ".npz" or _kind(path) is not None
 
 
+def _folder(path: Path) -> Path:
+    """Of a file of weights the folder, where its config is."""
+    return path.parent if path.suffix in (".safetensors", ".bin") and path.is_file() else path
+
+
 def _kind(path: Path) -> str | None:
-    if (path / OPEN_CLIP).is_file():
-        return "open_clip"
     if ours.is_export(path):
         return "vlm_jax"
-    if (path / HUGGING_FACE).is_file() and not ours.is_config(path / HUGGING_FACE):
-        return "hugging_face"
-    return None
+    theirs = (path / HUGGING_FACE).is_file() and not ours.is_config(path / HUGGING_FACE)
+    if (path / OPEN_CLIP).is_file() and not (theirs and any((path / name).is_file() for name in tensors.HUGGING_FACE)):
+        return "open_clip"
+    return "hugging_face" if theirs else None
 
 
 def source(path: str | Path) -> Source:
     """The model and where its arrays are, which `Source.params` reads; preprocessing files are not needed.
 
     Args:
-      path: a folder of Hugging Face, open_clip or our own export; big_vision's `.npz`; or `hf:ORG/NAME`.
+      path: a folder of Hugging Face, open_clip or our own export, or its file of weights; big_vision's `.npz`; or
+        `hf:ORG/NAME`.
 
     Raises:
       UserError: it is none of these, or one that has no equal here.
     """
-    path = hub.fetch(path)
+    path = _folder(hub.fetch(path))
     if path.suffix == ".npz":
         return big_vision.source(path)
     readers = {"open_clip": open_clip.source, "vlm_jax": ours.source, "hugging_face": hugging_face.source}
@@ -53,6 +58,8 @@ def source(path: str | Path) -> Source:
         raise UserError(
             f"{path} is no folder of a model ({HUGGING_FACE} or {OPEN_CLIP} with weights), and no big_vision .npz."
         )
+    if kind == "open_clip" and open_clip_coca.is_coca(path):
+        return open_clip_coca.source(path)
     return readers[kind](path)
 
 
@@ -62,13 +69,13 @@ def read(path: str | Path) -> Imported:
     Raises:
       UserError: in one line, also where tensors are missing, of another shape, or not used; nothing is half-read.
     """
-    path = hub.fetch(path)
+    path = _folder(hub.fetch(path))
     found = source(path)
     if found.family == "vlm_jax":
         return ours.read(path, found)
     images_alone = found.model["_target"].endswith("ViT")
     words = texts.Words(None, None)
-    if found.family == "open_clip":
+    if found.family in ("open_clip", "coca"):
         pixels, words = open_clip.processing(path, found.model)
     elif found.family == "big_vision":
         pixels, words = big_vision.processing(found.model)

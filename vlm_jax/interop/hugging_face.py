@@ -116,7 +116,9 @@ def source(folder: Path) -> Source:
         raise UserError(f"{where}: no model of type {kind!r} is known here; {closest(str(kind), FAMILIES)}")
     family = FAMILIES[kind]
     node = complete(family.model(config, where))
-    held = tensors.open_tensors(tensors.find(folder)).renamed(lambda name: _renamed(name, family.rename))
+    held = tensors.open_tensors(tensors.find(folder, tensors.HUGGING_FACE)).renamed(
+        lambda name: _renamed(name, family.rename)
+    )
     name = "siglip2_naflex" if kind == "siglip2" else "dinov2" if kind.startswith("dinov2") else kind
     return Source(name, node, family.table(node), held, family.ignored)
 

@@ -56,13 +56,11 @@ def source(folder: Path) -> Source:
     """The model of a folder, its arrays not yet read. Raises UserError."""
     config, _ = read_config(folder)
     where = str(folder / CONFIG)
-    if "multimodal_cfg" in config:
-        raise UserError(f"{where}: CoCa (multimodal_cfg) is not supported; CLIP and SigLIP are.")
     timm = bool((config.get("vision_cfg") or {}).get("timm_model_name"))
     custom = bool(config.get("custom_text")) or timm
     node = complete(_model(config, where, timm))
     table = names.open_clip(timm=timm, custom_text=custom, head_bias=node.text.head_bias)
-    held = tensors.open_tensors(tensors.find(folder))
+    held = tensors.open_tensors(tensors.find(folder, tensors.OPEN_CLIP + tensors.HUGGING_FACE))
     return Source("open_clip", node, table, held, (r"(text\.)?attn_mask",))
 
 
@@ -78,16 +76,23 @@ def _model(config: dict, where: str, timm: bool) -> ConfigDict:
     quick = bool(config.get("quick_gelu"))
     vision = Fields(config.get("vision_cfg"), VISION | ABSENT_VISION, f"{where}, vision_cfg")
     text = Fields(config.get("text_cfg"), TEXT | ABSENT_TEXT, f"{where}, text_cfg")
-    image = _timm_image(vision, dim) if timm else _image(vision, dim, quick)
-    bias = config.get("init_logit_bias")
+    image = _timm_image(vision, dim) if timm else read_image(vision, dim, quick)
     return bind(
         "models.two_tower.TwoTower",
         image=bind("models.vit.ViT", **image, posemb_resize="bicubic", dtype="float32"),
-        text=bind("models.text.TextTransformer", **_text(text, dim, quick), dtype="float32"),
-        logit_bias_init=None if bias is None else float(bias),
-        logit_scale_init=float(config.get("init_logit_scale") or math.log(1 / 0.07)),
-        logit_scale_max=math.log(100),
+        text=bind("models.text.TextTransformer", **read_text(text, dim, quick), dtype="float32"),
+        **read_scale(config),
     )
+
+
+def read_scale(config: dict) -> dict[str, float | None]:
+    """Of the similarities."""
+    bias = config.get("init_logit_bias")
+    return {
+        "logit_bias_init": None if bias is None else float(bias),
+        "logit_scale_init": float(config.get("init_logit_scale") or math.log(1 / 0.07)),
+        "logit_scale_max": math.log(100),
+    }
 
 
 def _activation(fields: Fields, quick: bool) -> str:
@@ -101,7 +106,8 @@ def _eps(fields: Fields) -> float:
     return float((fields.get("norm_kwargs") or {}).get("eps", 1e-5))
 
 
-def _image(fields: Fields, dim: int, quick: bool) -> dict[str, Any]:
+def read_image(fields: Fields, dim: int, quick: bool) -> dict[str, Any]:
+    """Arguments of a ViT, from `vision_cfg`."""
     fields.require(**ABSENT_VISION)
     if isinstance(fields["layers"], list):
         raise UserError("open_clip's ResNets are not supported; its ViTs are.")
@@ -135,7 +141,8 @@ def _timm_image(fields: Fields, dim: int) -> dict[str, Any]:
     return tower | {"activation": "gelu_tanh" if TIMM_TANH.match(name) else "gelu", "norm_eps": 1e-6}
 
 
-def _text(fields: Fields, dim: int, quick: bool) -> dict[str, Any]:
+def read_text(fields: Fields, dim: int, quick: bool) -> dict[str, Any]:
+    """Arguments of a text tower, from `text_cfg`."""
     fields.require(**ABSENT_TEXT)
     width, vocabulary = fields.whole("width"), fields.whole("vocab_size")
     pooling = fields["pool_type"]
@@ -176,7 +183,7 @@ def describe(model: TwoTower) -> tuple[dict, Table]:
         config["vision_cfg"] = _write_timm(model)
     else:
         fits("open_clip", model.image, CLIP_IMAGE, "image")
-        config["vision_cfg"] = _write_image(model)
+        config["vision_cfg"] = write_image(model)
     config["text_cfg"] = _write_text(model)
     config |= {"init_logit_scale": model.logit_scale_init}
     if model.logit_bias_init is not None:
@@ -205,7 +212,8 @@ def _ratio(tower: Any) -> float:
     return tower.geometry.mlp_dim / tower.geometry.width
 
 
-def _written(tower: Any) -> dict[str, Any]:
+def write_tower(tower: Any) -> dict[str, Any]:
+    """What `vision_cfg` and `text_cfg` have in common."""
     width, depth, _, _ = tower.geometry
     config: dict[str, Any] = {"width": width, "layers": depth, "mlp_ratio": _ratio(tower)}
     config["norm_kwargs"] = {"eps": tower.norm_eps}
@@ -214,10 +222,11 @@ def _written(tower: Any) -> dict[str, Any]:
     return config
 
 
-def _write_image(model: TwoTower) -> dict[str, Any]:
+def write_image(model: TwoTower) -> dict[str, Any]:
+    """The `vision_cfg` of open_clip's own ViT."""
     image = model.image
     head_width = image.geometry.width // image.geometry.num_heads
-    return _written(image) | {
+    return write_tower(image) | {
         "head_width": head_width,
         "patch_size": image.patch_size,
         "image_size": image.image_size,
@@ -233,7 +242,7 @@ def _write_text(model: TwoTower) -> dict[str, Any]:
         )
     pooling = {"pool_type": "last"} if text.pool == "last" else {"pool_type": "eos", "eos_id": text.eos_id}
     return {
-        **_written(text),
+        **write_tower(text),
         **pooling,
         "heads": text.geometry.num_heads,
         "context_length": text.length,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy as np
 from vlm_jax.errors import UserError
 from vlm_jax.interop.pickles import open_pickle
 
-# In the order in which libraries look for them.
-FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+# In the order in which libraries look for them. A folder of the hub may hold both, in different names of arrays.
+HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,12 @@ class Tensors:
         return Tensors(self.where, shapes, lambda name: self.fetch(names[name]))
 
 
-def find(folder: Path) -> Path:
+def find(folder: Path, names: Sequence[str]) -> Path:
     """The file of weights in a folder, or the index of its parts. Raises UserError where there is none."""
-    candidates = [folder / name for file in FILES for name in (file, f"{file}.index.json")]
-    for path in candidates:
+    for path in (folder / name for file in names for name in (file, f"{file}.index.json")):
         if path.is_file():
             return path
-    raise UserError(f"{folder} has no weights: wanted is {', '.join(FILES)}, whole or in parts with an index.")
+    raise UserError(f"{folder} has no weights: wanted is {', '.join(names)}, whole or in parts with an index.")
 
 
 def open_tensors(path: Path) -> Tensors:

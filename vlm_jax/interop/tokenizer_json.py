@@ -1,6 +1,7 @@
 """Our tokenizers as the `tokenizer.json` of the package `tokenizers`, which transformers and open_clip load.
 
-Canonicalisation, begin and end tokens are in it, so that the other library's tokenizer gives the rows of `Text`.
+Canonicalisation, begin and end tokens are in it, so that the other library's tokenizer gives the rows of `Text`;
+but of a text that spells out a special token, which there becomes that token.
 """
 
 from __future__ import annotations
