@@ -31,6 +31,14 @@ def test_a_collapsed_model_scores_nothing():
     assert set(found.values()) == {0.0}
 
 
+def test_what_is_found_is_wrong_where_it_ties():
+    x = np.ones((3, 2))
+    to_text, to_image = retrieve(x, x, np.arange(3), np.arange(3))
+    assert all(found.best[k] != k for found in (to_text, to_image) for k in range(3))
+    to_text, _ = retrieve(np.eye(3), np.eye(3), np.arange(3), np.arange(3))
+    assert to_text.best.tolist() == [0, 1, 2] and to_text.rank.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("n", [12, 24, 101])
 def test_so_does_one_that_collapsed_to_any_direction(n):
     """Products of equal f32 vectors differ by an ulp between the rows of a matrix."""

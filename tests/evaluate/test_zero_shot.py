@@ -86,6 +86,13 @@ def test_ties_count_against_the_model():
     assert (ranks(np.zeros((5, 4)), np.zeros(5, int)) == 3).all()
 
 
+def test_a_wrong_answer_is_named_where_classes_tie():
+    same = lambda x: jax.numpy.ones((len(x), 3))
+    result = evaluator()({"image_embedding": same, "text_embedding": same}, Layout().make(jax.devices()[:1]))
+    rows = result.rows["images"]
+    assert result["top1"] == 0 and not (rows["truth"] == rows["answer"]).any()
+
+
 def test_templates_are_averaged_and_made_unit_norm():
     both = dataclasses.replace(evaluator(), templates=("{}", " {} "))
     np.testing.assert_allclose(both.classes(predict(), Layout().make(jax.devices()[:1])), np.eye(3), atol=1e-6)

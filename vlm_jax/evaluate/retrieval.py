@@ -101,7 +101,10 @@ def _first(owner: Int[np.ndarray, "m"]) -> Int[np.ndarray, "n"]:
 
 
 class Found(NamedTuple):
-    """For every query how many wrong keys score at least as high as its best right one, and its best key."""
+    """For every query how many wrong keys score at least as high as its best right one, and the key that it found.
+
+    That is the best right one where there are none, and the best wrong one else.
+    """
 
     rank: Int[np.ndarray, "queries"]
     best: Int[np.ndarray, "queries"]
@@ -140,7 +143,8 @@ def retrieve(
             right = right_of(start, len(scores))
             top = np.where(right, scores, -np.inf).max(1, keepdims=True)
             ranks.append(((scores >= top - TIE) & ~right).sum(1))
-            best.append(scores.argmax(1))
+            found = ranks[-1][:, None] == 0
+            best.append(np.where(right == found, scores, -np.inf).argmax(1))
         return Found(np.concatenate(ranks), np.concatenate(best))
 
     def texts_of(start: int, count: int) -> Bool[np.ndarray, "count m"]:

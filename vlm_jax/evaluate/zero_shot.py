@@ -87,7 +87,7 @@ class ZeroShot(Evaluator):
         rows = {
             "index": embedded.columns["index"],
             "truth": np.array(self.names)[labels],
-            "answer": np.array(self.names)[scores.argmax(1)],
+            "answer": np.array(self.names)[np.where(right, labels, _best_wrong(scores, labels))],
             "top1": right,
         }
         if len(self.names) > 5:
@@ -114,6 +114,13 @@ class ZeroShot(Evaluator):
             raise UserError(f"ZeroShot: {source.name} has {what}, where there are {len(self.names)} classes.")
         kept = labels >= 0
         return Embedded(embedded.vectors[kept], {name: values[kept] for name, values in embedded.columns.items()})
+
+
+def _best_wrong(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The highest class that is not the right one."""
+    others = scores.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, 1)
+    return others.argmax(1)
 
 
 def ranks(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
