@@ -23,6 +23,7 @@ from tests.helpers import small_experiment, small_flags
 from vlm_jax import startup, tree
 from vlm_jax.checkpoint import Store, latest_step, load_params, read_meta
 from vlm_jax.checkpoint.fingerprint import fingerprint
+from vlm_jax.evaluate import results
 from vlm_jax.main import main
 
 STEPS = 12
@@ -90,6 +91,12 @@ def test_a_run_leaves_what_the_readme_says(whole):
     page = (whole / "report.html").read_text()
     assert "retrieval" in page and "task.model.image.width" in page
     assert list((whole / "events").iterdir()) and list((whole / "assets").glob("*.model"))
+    stored = results.read(whole)
+    assert {evaluation.step for evaluation in stored.values()} == {STEPS}
+    last = {f"eval/{name}/{key}": v for name, e in stored.items() for key, v in e.metrics.items()}
+    written = {name: v for line in metrics(whole) if line["step"] == STEPS for name, v in line.items()}
+    assert last and last.items() <= written.items()
+    assert stored["retrieval"].rows() and stored["zero_shot_seen"].evaluator["source"]["split"] == "test"
 
 
 def test_meta_holds_config_data_state_and_preprocessing(whole):

@@ -3,20 +3,27 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.sources.tars import write_tar
+from tests.evaluate import toy
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.storage import Storage
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate.readers.aro import LEFT_OUT, Order, VisualGenome, normalised
 from vlm_jax.evaluate.readers.base import Choice
+from vlm_jax.evaluate.readers.clip_benchmark import ClipBenchmark
 from vlm_jax.evaluate.readers.karpathy import Karpathy
 from vlm_jax.evaluate.readers.metadata import Metadata
 from vlm_jax.evaluate.readers.sugar_crepe import SUBSETS, SugarCrepe
 from vlm_jax.evaluate.readers.voc import CLASSES, VOC
 from vlm_jax.evaluate.readers.winoground import WinogroundPairs
+from vlm_jax.evaluate.zero_shot import ZeroShot
+from vlm_jax.mesh import Layout
 
 
 def png(path, size=(8, 6), colour=(255, 0, 0)):
@@ -105,6 +112,31 @@ def test_winoground(tmp_path):
         WinogroundPairs(str(tmp_path / "examples.jsonl"), str(tmp_path / "images"))
     with pytest.raises(UserError, match="there is no file"):
         WinogroundPairs(str(tmp_path / "other.jsonl"), str(tmp_path / "images"))
+
+
+def test_exports_of_clip_benchmark(tmp_path):
+    """Classes and prompts from the files beside the tars; images whose colour is their class."""
+    root = tmp_path / "wds_toy"
+    (root / "test").mkdir(parents=True)
+    colours = {"red": [1, 0, 0], "green": [0, 1, 0]}
+    members = []
+    for k in range(6):
+        data = io.BytesIO()
+        Image.fromarray(toy.picture([*colours.values()][k % 2])).save(data, "png")
+        members += [(f"s{k}.png", data.getvalue()), (f"s{k}.cls", str((k + (k == 5)) % 2).encode())]
+    write_tar(root / "test/0.tar", members)
+    (root / "classnames.txt").write_text("red\ngreen\n")
+    (root / "templates.txt").write_text("a photo of a {c}.\n{c}\n")
+    storage = Storage(cache_dir=str(tmp_path / "cache"))
+    source = ClipBenchmark(str(root / "test/*.tar"), storage=storage)
+    assert len(source) == 6 and source.class_names == ("red", "green") and source[5]["label"] == 0
+    prompts = {text: v for name, v in colours.items() for text in (f"a photo of a {name}.", name)}
+    evaluator = ZeroShot(source=source, image=toy.IMAGE, text=toy.TEXT, templates=(f"@{root / 'templates.txt'}",))
+    result = evaluator(toy.predict(3, prompts), Layout().make(jax.devices()[:1]))
+    assert result["top1"] == pytest.approx(5 / 6)
+    (root / "classnames.txt").unlink()
+    with pytest.raises(UserError, match=r"there is no file .*classnames.txt"):
+        ClipBenchmark(str(root / "test/*.tar"), storage=storage)
 
 
 def test_karpathy(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,14 @@ class ZeroShot(Evaluator):
                 f"ZeroShot.templates: {bad or 'none given'}; each is a prompt with one {{}}: 'a photo of a {{}}.'"
             )
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         return cards.expand(self.class_names) or tuple(self.source.class_names)
 
-    @property
+    @functools.cached_property
     def prompts(self) -> tuple[str, ...]:
-        return cards.expand(self.templates)
+        """The templates; CLIP_benchmark's files have `{c}` where the name goes."""
+        return tuple(template.replace("{c}", "{}") for template in cards.expand(self.templates))
 
     def classes(self, predict: Predict, mesh: Mesh) -> Float[np.ndarray, "classes dim"]:
         """The unit-norm embedding of every class."""
