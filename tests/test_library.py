@@ -262,9 +262,10 @@ def test_images_at_their_own_aspect_ratio(monkeypatch):
         seen = normalize(model.image(array)[None], model.image_mean, model.image_std)  # dense, alone, of its own size
         np.testing.assert_allclose(model.network.encode_image(model.variables, seen)[0][0], vector, atol=1e-5)
     assert {model.image(array).shape for array in arrays} == {(16, 48, 3), (24, 24, 3), (48, 16, 3)}
-    images, embed = records()[0], model.predict["image_embedding"]
-    embedded = embed_source(embed, SOURCE, model.image, 8, model.mesh)
-    np.testing.assert_allclose(embedded.vectors, model.encode_image(images), atol=1e-5)
+    source = Shapes(size=70, split="val")  # more than a thread prepares at a time
+    embedded = embed_source(model.predict["image_embedding"], source, model.image, 64, model.mesh)
+    wanted = model.encode_image([source[i]["image"] for i in range(70)])
+    np.testing.assert_allclose(embedded.vectors, wanted, atol=1e-5)
     with pytest.raises(UserError, match="many sizes"):
         Pipeline(SOURCE, image=model.image)
 

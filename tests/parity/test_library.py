@@ -10,6 +10,7 @@ import pytest
 
 import vlm_jax
 from vlm_jax.errors import UserError
+from vlm_jax.evaluate.command import main as evaluate
 
 from ..interop import open_clip_models, peer_models
 from . import peers
@@ -119,6 +120,9 @@ def test_naflex(tmp_path):
     assert model.image.resize == "naflex" and model.image.max_patches == 20
     card, warnings = model.protocol()
     assert card.name == "siglip2_naflex" and warnings == []
+    argv = ["--only=zero_shot", "--config.evals.zero_shot.source.size=40", f"--output={tmp_path / 'results'}"]
+    assert evaluate(["run", str(tmp_path), *argv]) == 0
+    assert "siglip2_naflex" in (tmp_path / "results/results.json").read_text()
 
 
 def test_dinov2(tmp_path):

@@ -358,9 +358,9 @@ def evaluation_batches(
       more: other entries of the records, integers, and the shape of each.
 
     Yields:
-      `image` uint8 [b, H, W, 3] (see `ImageTransform.batch`), `index` int32 [b], `mask` bool [b], with text `text` and
-      `caption_id`, and `label` where the source has class names, and what `more` names, int32 [b, ...]. Rows past the
-      end, and unreadable records, are zeros with `mask` False and `label` -1.
+      `image` uint8 [b, H, W, 3] (or `image/NAME`, see `ImageTransform.batch`), `index` int32 [b], `mask` bool [b], with
+      text `text` and `caption_id`, and `label` where the source has class names, and what `more` names, int32 [b, ...].
+      Rows past the end, and unreadable records, are zeros with `mask` False and `label` -1.
     """
     more = dict(more or {})
     read, length = Reader(source, image, text is not None, cache, more=tuple(more)), len(source)
@@ -380,11 +380,9 @@ def evaluation_batches(
                     logging.warning("evaluation leaves out %s", error)
                     mask[i] = False
             examples.append(example)
-        batch = {
-            "image": image.batch([e.image for e in examples]),
-            "index": np.where(mask, indices, 0).astype(np.int32),
-            "mask": mask,
-        }
+        pixels = image.batch([e.image for e in examples])
+        batch = {f"image/{k}": v for k, v in pixels.items()} if isinstance(pixels, dict) else {"image": pixels}
+        batch |= {"index": np.where(mask, indices, 0).astype(np.int32), "mask": mask}
         if text is not None:
             batch["text"] = text([e.texts[0] for e in examples])
             batch["caption_id"] = caption_ids(batch["text"])

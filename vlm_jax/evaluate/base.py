@@ -107,12 +107,11 @@ def embed_source(
     mine = meshes.local_rows(mesh, size)
     vectors, columns = [], {}
     for batch in evaluation_batches(source, image, batch_size=size, rows=mine, more=more):
-        image_part = batch.pop("image")
-        several = isinstance(image_part, Mapping)  # patches and where they belong
-        pixels = meshes.put(image_part if several else {"image": image_part}, mine, size, mesh)
+        names = [name for name in batch if name.partition("/")[0] == "image"]  # of NaFlex patches and where they lie
+        pixels = meshes.put({name.removeprefix("image/"): batch.pop(name) for name in names}, mine, size, mesh)
         whole = {name: meshes.gather(x, mesh) for name, x in meshes.put(batch, mine, size, mesh).items()}
         keep = whole.pop("mask")
-        vectors.append(meshes.gather(function(pixels if several else pixels["image"]), mesh)[keep])
+        vectors.append(meshes.gather(function(pixels.get("image", pixels)), mesh)[keep])
         for name, values in whole.items():
             columns.setdefault(name, []).append(values[keep])
     return Embedded(np.concatenate(vectors), {name: np.concatenate(parts) for name, parts in columns.items()})

@@ -71,8 +71,9 @@ def run(argv: list[str]) -> int:
 def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """`run`: evaluators of a config on the weights of a path."""
     from vlm_jax import config as configs
+    from vlm_jax.interop import ours
 
-    is_workdir = configs.is_workdir(flags.path)
+    is_workdir = ours.is_config(Path(flags.path) / "config.json")  # other libraries' folders have one too
     if flags.suite and flags.config:
         raise UserError(f"--suite and --config={flags.config}: give one of them.")
     flags.config = flags.config or (flags.path if is_workdir and not flags.suite else str(SUITE))
