@@ -54,7 +54,9 @@ CONFIGS = {
 def build(config):
     library = small.library()
     arguments = {key: value for key, value in config.items() if key != "custom_text"}
-    return library.coca_model.CoCa(**arguments)
+    model = library.coca_model.CoCa(**arguments)
+    peers.torch().nn.init.zeros_(model.text_decoder.text_projection)  # it is left as memory happens to be
+    return model
 
 
 def captions():
@@ -64,7 +66,11 @@ def captions():
     return image, np.where(np.arange(LENGTH) < np.array(ends)[:, None], text, 0)
 
 
-@pytest.mark.parametrize(("name", "correct"), [*((name, False) for name in CONFIGS), ("first", True)])
+QUICK = [("first", False), ("first", True), ("cascade", False)]
+FULL = [pytest.param(name, False, marks=pytest.mark.full) for name in ("parallel", "quick_gelu")]
+
+
+@pytest.mark.parametrize(("name", "correct"), QUICK + FULL)
 def test_equals_open_clip(name, correct, tmp_path):
     config, torch = CONFIGS[name], peers.torch()
     theirs = peer_models.randomise(build(config))
@@ -105,13 +111,17 @@ def test_equals_open_clip(name, correct, tmp_path):
         return contrast + 2 * caption, outputs
 
     (_, ours), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
-    wanted = [z_image, z_text, image_tokens, text_tokens, logits, *parts]
-    for (key, value), their_value in zip(ours.items(), wanted, strict=True):
-        assert_close(value, their_value.detach(), key)
+    wanted = {"image_features": z_image, "text_features": z_text, "image_tokens": image_tokens}
+    wanted |= {"text_tokens": text_tokens, "logits": logits, "contrastive_loss": parts[0], "caption_loss": parts[1]}
+    assert ours.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert_close(ours[key], value.detach(), key)
     gradients = tree.flatten(gradients)
     assert gradients.keys() == expected.keys()
+    layer = lambda key: key.split("/")[:4]  # decoder/blocks/00/cross, whose small gradients are sums of larger ones
     for key, leaf in gradients.items():
-        assert_close(leaf, expected[key], f"gradient of {key}")
+        largest = max(np.abs(g).max() for name, g in expected.items() if layer(name) == layer(key))
+        np.testing.assert_allclose(leaf, expected[key], rtol=1e-5, atol=1e-5 * largest, err_msg=f"gradient of {key}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

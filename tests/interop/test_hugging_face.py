@@ -11,6 +11,7 @@ from vlm_jax import config as configs
 from vlm_jax import interop, tree
 
 from ..parity import peers
+from . import layers
 from . import peer_models as small
 from .peer_models import BATCH, EOS, IMAGE, PATCH, WIDTH, assert_close, inputs
 
@@ -45,10 +46,30 @@ def compare_towers(theirs, folder):
         return (logits * WEIGHT).sum(), (logits, z_image, z_text)
 
     (_, (logits, z_image, z_text)), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
-    assert_close(z_image, out.image_embeds.detach(), "image_embeds")
-    assert_close(z_text, out.text_embeds.detach(), "text_embeds")
+    try:
+        assert_close(z_image, out.image_embeds.detach(), "image_embeds")
+        assert_close(z_text, out.text_embeds.detach(), "text_embeds")
+    except AssertionError as error:
+        again = type(theirs).from_pretrained(folder / "weights")  # theirs holds gradients by now
+        pixels = {"ours": image, "theirs": small.channels_first(image)}
+        raise AssertionError(f"{error}\n{layers.report(model, params, again, pixels, text)}") from error
     assert_close(logits, out.logits_per_text.detach(), "logits")
     assert_gradients(gradient, expected)
+
+
+def test_a_failure_names_the_layer(tmp_path, monkeypatch):
+    theirs = small.randomise(small.siglip())
+    found = interop.source(small.save(theirs, tmp_path / "weights"))
+    wrong = found.params()
+    bias = wrong["image"]["blocks"]["01"]["mlp"]["fc2"]["bias"]
+    bias += np.arange(WIDTH)
+    model = configs.build(found.model)
+    monkeypatch.setattr(__import__(__name__, fromlist=["x"]), "imported", lambda *_: (model, wrong))
+    with pytest.raises(AssertionError) as raised:
+        compare_towers(theirs, tmp_path)
+    errors = dict(line.split(": ") for line in str(raised.value).splitlines() if line.startswith(("image/", "text/")))
+    far = [name for name, error in errors.items() if float(error) > 1e-5]
+    assert far == ["image/blocks/01"] and len(errors) == 6
 
 
 @pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu"])

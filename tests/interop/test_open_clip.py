@@ -7,7 +7,6 @@ import pytest
 
 from vlm_jax import config as configs
 from vlm_jax import interop, tree
-from vlm_jax.errors import UserError
 
 from ..parity import peers
 from . import open_clip_models as small
@@ -59,13 +58,6 @@ def test_clip_from_a_pickle(tmp_path):
 
 def test_siglip(timm_tower, tmp_path):  # noqa: F811
     compare(SIGLIP, tmp_path)
-
-
-def test_coca_is_refused(tmp_path):
-    theirs = small.build(CLIP)
-    folder = small.save(theirs, CLIP | {"multimodal_cfg": {}}, tmp_path / "coca")
-    with pytest.raises(UserError, match=r"CoCa \(multimodal_cfg\) is not supported; CLIP and SigLIP are\."):
-        interop.read(folder)
 
 
 def test_towers_of_timm_are_as_timm_has_them():
