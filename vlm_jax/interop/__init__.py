@@ -58,8 +58,6 @@ def source(path: str | Path) -> Source:
         raise UserError(
             f"{path} is no folder of a model ({HUGGING_FACE} or {OPEN_CLIP} with weights), and no big_vision .npz."
         )
-    if kind == "open_clip" and open_clip_coca.is_coca(path):
-        return open_clip_coca.source(path)
     return readers[kind](path)
 
 
@@ -75,7 +73,7 @@ def read(path: str | Path) -> Imported:
         return ours.read(path, found)
     images_alone = found.model["_target"].endswith("ViT")
     words = texts.Words(None, None)
-    if found.family in ("open_clip", "coca"):
+    if found.family == "open_clip":
         pixels, words = open_clip.processing(path, found.model)
     elif found.family == "big_vision":
         pixels, words = big_vision.processing(found.model)
