@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # heads: it rests in rows, and `nn.layers.to_use` gives each device the columns of its heads.
 LOGICAL_AXES = (
     (r"(.*/)?(qkv|kv)/kernel", ("rows", None)),
-    (r"(.*/)?pool/q/kernel", ("embed", "heads")),
+    (r"(.*/)?(pool|attn)/q/kernel", ("embed", "heads")),
     (r"(.*/)?(attn|pool)/out/kernel", ("heads", "embed")),
     (r"(.*/)?fc1/kernel", ("embed", "mlp")),
     (r"(.*/)?fc2/kernel", ("mlp", "embed")),
@@ -32,6 +32,7 @@ LOGICAL_AXES = (
     (r"(.*/)?embed/patch/kernel", (None, None, None, "embed")),
     (r"(.*/)?embed/posemb(_row|_col)?", (None, "embed")),
     (r"(.*/)?head/kernel", ("embed", None)),
+    (r"(.*/)?head/embedding", ("vocab", "embed")),
 )
 
 

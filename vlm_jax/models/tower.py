@@ -48,17 +48,14 @@ def check(field: str, value: str, choices: Iterable[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower(abc.ABC):
-    """A pre-norm transformer encoder that gives one vector an example; subclasses add how inputs are embedded.
-
-    Parameters: `embed/...`, `blocks/...`, `ln_post`, `pool/...` (pool="map"), `head` (with `out_dim`).
+class Stack(abc.ABC):
+    """Pre-norm transformer blocks, their sizes and how they are computed.
 
     Attributes:
       size: Ti, S, B, L, So400m or g; `width`, `depth`, `mlp_dim`, `num_heads` replace parts of it. With a width of
         its own and nothing else said, the MLP is 4 widths and a head about 64 wide, as in the named sizes.
       activation: "gelu", "gelu_tanh", "quick_gelu", or "swiglu", whose two branches are `mlp_dim` wide each.
       layer_scale: where the learned factors of each branch start (Touvron et al. 2021; DINOv2); None for none.
-      out_dim: width of the linear head; None for no head.
       scan, remat: see `nn.transformer.Transformer`.
       dtype: of the computation, "bfloat16" or "float32"; parameters are f32.
       init_style: "jax" (big_vision's) or "clip" (open_clip's); see `nn.initializers`.
@@ -69,13 +66,10 @@ class Tower(abc.ABC):
     depth: int | None = None
     mlp_dim: int | None = None
     num_heads: int | None = None
-    pool: str = "map"
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
     qkv_bias: bool = True
     layer_scale: float | None = None
-    out_dim: int | None = None
-    head_bias: bool = True
     scan: bool = False
     remat: str = "none"
     dtype: str = "bfloat16"
@@ -95,8 +89,6 @@ class Tower(abc.ABC):
                 f"width={self.geometry.width} is not divisible by num_heads={self.geometry.num_heads}; set both."
             )
         check("activation", self.activation, (*ACTIVATIONS, SWIGLU))
-        if self.activation == SWIGLU and self.pool == "map":
-            raise UserError("activation='swiglu' has no pool='map'; take another pooling or activation.")
         check("remat", self.remat, REMAT)
         check("dtype", self.dtype, ("bfloat16", "float32"))
         check("init_style", self.init_style, STYLES)
@@ -111,19 +103,46 @@ class Tower(abc.ABC):
         return size._replace(**{field: value for field, value in given.items() if value is not None})
 
     @property
-    def dim(self) -> int:
-        """Width of the output."""
-        return self.geometry.width if self.out_dim is None else self.out_dim
-
-    @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
         return {"blocks": self.geometry.depth} if self.scan else {}
 
     @property
-    def tap_names(self) -> tuple[str, ...]:
-        """Names of the activations that `apply` can return."""
-        return ("embed", *self._blocks.tap_names, "ln_post", "pool")
+    def _causal(self) -> bool:
+        return False
+
+    @property
+    def _block_options(self) -> dict[str, Any]:
+        """Arguments of `Transformer`."""
+        return {
+            **self.geometry._asdict(),
+            "activation": self.activation,
+            "norm_eps": self.norm_eps,
+            "qkv_bias": self.qkv_bias,
+            "causal": self._causal,
+            "scan": self.scan,
+            "remat": self.remat,
+            "dtype": self.dtype,
+            "init_style": self.init_style,
+            "layer_scale": self.layer_scale,
+        }
+
+    @functools.cached_property
+    def _init(self) -> Initializers:
+        return initializers(self.init_style, width=self.geometry.width, depth=self.geometry.depth)
+
+    @functools.cached_property
+    def _blocks(self) -> Transformer:
+        return Transformer(**self._block_options)
+
+    def _norm(self, width: int | None = None) -> Functional:
+        """Of the residual stream, or of another width."""
+        return Functional(layer_norm, width or self.geometry.width, epsilon=self.norm_eps, dtype=self.dtype)
+
+    @property
+    @abc.abstractmethod
+    def _parts(self) -> dict[str, Functional]:
+        """Everything but the blocks, by the name of its parameters."""
 
     def init(self, key: Array) -> Params:
         """Parameters as nested dicts of f32 arrays; layers are stacked where they are scanned."""
@@ -131,46 +150,59 @@ class Tower(abc.ABC):
         keys = jax.random.split(key, len(parts))
         return {name: part.init(k) for (name, part), k in zip(parts.items(), keys)}
 
+
+@dataclasses.dataclass(frozen=True)
+class Tower(Stack):
+    """A transformer encoder that gives one vector an example; subclasses add how inputs are embedded.
+
+    Parameters: `embed/...`, `blocks/...`, `ln_post`, `pool/...` (pool="map"), `head` (with `out_dim`).
+
+    Attributes (besides those of `Stack`):
+      out_dim: width of the linear head; None for no head.
+    """
+
+    pool: str = "map"
+    out_dim: int | None = None
+    head_bias: bool = True
+
+    def validate(self) -> None:
+        """Raises UserError where fields do not fit each other."""
+        super().validate()
+        if self.activation == SWIGLU and self.pool == "map":
+            raise UserError("activation='swiglu' has no pool='map'; take another pooling or activation.")
+
+    @property
+    def dim(self) -> int:
+        """Width of the output."""
+        return self.geometry.width if self.out_dim is None else self.out_dim
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of the activations that `apply` can return."""
+        return ("embed", *self._blocks.tap_names, "ln_post", "pool")
+
     @abc.abstractmethod
     def _embed(self, init: Initializers) -> Functional:
         """What makes tokens of the input."""
 
-    @property
-    def _causal(self) -> bool:
-        return False
-
-    @functools.cached_property
-    def _blocks(self) -> Transformer:
-        return Transformer(
-            **self.geometry._asdict(),
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            qkv_bias=self.qkv_bias,
-            causal=self._causal,
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            init_style=self.init_style,
-            layer_scale=self.layer_scale,
-        )
-
     @functools.cached_property
     def _parts(self) -> dict[str, Functional]:
-        """Everything but the blocks, by the name of its parameters."""
-        width, depth, mlp_dim, num_heads = self.geometry
-        init = initializers(self.init_style, width=width, depth=depth)
-        parts = {"embed": self._embed(init), "ln_post": self._norm()}
+        width, _, mlp_dim, num_heads = self.geometry
+        parts = {"embed": self._embed(self._init), "ln_post": self._norm()}
         if self.pool == "map":
-            options = {"activation": self.activation, "norm_eps": self.norm_eps, "dtype": self.dtype, "init": init}
-            parts["pool"] = Functional(MapHead, width, num_heads, mlp_dim, **options)
+            options = {"activation": self.activation, "norm_eps": self.norm_eps, "dtype": self.dtype}
+            parts["pool"] = Functional(MapHead, width, num_heads, mlp_dim, **options, init=self._init)
         if self.out_dim is not None:
-            parts["head"] = Functional(
-                linear, width, self.out_dim, bias=self.head_bias, init=init.head, dtype=self.dtype
-            )
+            parts["head"] = self._head(width)
         return parts
 
-    def _norm(self) -> Functional:
-        return Functional(layer_norm, self.geometry.width, epsilon=self.norm_eps, dtype=self.dtype)
+    def _head(self, width: int) -> Functional:
+        """From `width` to `out_dim`."""
+        return Functional(linear, width, self.out_dim, bias=self.head_bias, init=self._init.head, dtype=self.dtype)
+
+    def _check_taps(self, taps: Sequence[str]) -> None:
+        for tap in taps:
+            check("tap", tap, self.tap_names)
 
     def _encode(
         self,
@@ -182,8 +214,7 @@ class Tower(abc.ABC):
         taps: Sequence[str],
     ) -> tuple[Float[Array, "batch dim"], dict[str, Any]]:
         """From embedded tokens to the output; tokens where `mask` is false are not attended to."""
-        for tap in taps:
-            check("tap", tap, self.tap_names)
+        self._check_taps(taps)
         outputs = {"embed": x}
         mask_of_keys = None if mask is None else mask[:, None]
         stream, blocks = self._blocks.stream(params["blocks"], x, mask_of_keys, taps=taps)

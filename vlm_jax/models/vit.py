@@ -111,15 +111,19 @@ class ViT(Tower):
         Raises:
           UserError: the image is not divisible into patches, a tap is unknown, or `key` is missing.
         """
+        x = self._embedded(params, x, train, key)
+        return self._encode(params, x, (lambda x: x[:, 0]) if self.pool == "cls" else pool.mean, taps=taps)
+
+    def _embedded(
+        self, params: Params, x: Float[Array, "batch height width 3"], train: bool, key: Array | None
+    ) -> Float[Array, "batch time dim"]:
+        """What the blocks get."""
         x = self._parts["embed"](params["embed"], x)
-        cls = self.pool == "cls"
         if train and self.patch_dropout:
             if key is None:
                 raise UserError("patch_dropout needs a key in training.")
-            x = drop_patches(x, self.patch_dropout, key, prefix=int(cls) + self.registers)
-        if self.pre_norm:
-            x = self._parts["ln_pre"](params["ln_pre"], x)
-        return self._encode(params, x, (lambda x: x[:, 0]) if cls else pool.mean, taps=taps)
+            x = drop_patches(x, self.patch_dropout, key, prefix=(self.pool == "cls") + self.registers)
+        return self._parts["ln_pre"](params["ln_pre"], x) if self.pre_norm else x
 
     def validate_packed(self) -> None:
         """Raises UserError where the model cannot take packed patches."""

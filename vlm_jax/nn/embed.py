@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import he_normal, lecun_normal
+from jax.nn.initializers import he_normal, lecun_normal, normal
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
@@ -195,18 +195,34 @@ _rows.defvjp(_rows_forward, _rows_backward)
 
 
 class TextEmbed(nnx.Module):
-    """Token embeddings plus learned positions. An id outside the vocabulary gives NaN, not another token's vector."""
+    """Token embeddings plus learned positions. An id outside the vocabulary gives NaN, not another token's vector.
 
-    def __init__(self, vocab_size: int, length: int, width: int, *, dtype: str, init: Initializers, rngs: nnx.Rngs):
+    A CLS token comes after the text, with a position more (CoCa), so that a causal one sees all of it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        width: int,
+        *,
+        cls_token: bool = False,
+        dtype: str,
+        init: Initializers,
+        rngs: nnx.Rngs,
+    ):
         self.token = nnx.Param(init.token(rngs.params(), (vocab_size, width)))
-        self.posemb = nnx.Param(init.text_posemb(rngs.params(), (length, width)))
-        self.dtype = dtype
+        self.posemb = nnx.Param(init.text_posemb(rngs.params(), (length + cls_token, width)))
+        self.cls = nnx.Param(init.text_posemb(rngs.params(), (width,))) if cls_token else None
+        self.length, self.dtype = length, dtype
 
-    def __call__(self, text: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
-        length = self.posemb.shape[0]
-        if text.shape[1] > length:
-            raise UserError(f"texts of {text.shape[1]} tokens are longer than the model's length={length}.")
-        x = take_rows(self.token[...], text, self.dtype) + shard.constrain(self.posemb[: text.shape[1]], None, "embed")
+    def __call__(self, text: Int[Array, "batch time"]) -> Float[Array, "batch time_and_cls dim"]:
+        if text.shape[1] > self.length:
+            raise UserError(f"texts of {text.shape[1]} tokens are longer than the model's length={self.length}.")
+        x = take_rows(self.token[...], text, self.dtype)
+        if self.cls is not None:
+            x = jnp.concatenate([x, repeat(self.cls[...][None], text.shape[0], "float32")], axis=1)
+        x = x + shard.constrain(self.posemb[: x.shape[1]], None, "embed")
         return shard.constrain(x.astype(self.dtype), "batch", None, "embed")
 
     def packed(
@@ -215,3 +231,10 @@ class TextEmbed(nnx.Module):
         """The same for packed texts; a position beyond the model's length gives NaN."""
         x = take_rows(self.token[...], text, self.dtype) + take_rows(self.posemb[...], positions, self.dtype)
         return shard.constrain(x.astype(self.dtype), "batch", None, "embed")
+
+
+class VocabularyHead(nnx.Module):
+    """The matrix of a linear classifier over a vocabulary, a row a token; losses apply it block by block."""
+
+    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (vocab_size, width)))

@@ -128,11 +128,11 @@ class Transformer:
         params: Params,
         x: Float[Array, "batch time dim"],
         mask: Mask | None = None,
-        *,
+        *context: Array,
         taps: Sequence[str] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[str, Float[Array, "batch time dim"]]]:
         """The last block's output, and those of the blocks named in `taps`; see `stream`."""
-        stream, outputs = self.stream(params, x, mask, taps=taps)
+        stream, outputs = self.stream(params, x, mask, *context, taps=taps)
         return sum(stream), outputs
 
     def stream(
@@ -140,13 +140,14 @@ class Transformer:
         params: Params,
         x: Float[Array, "batch time dim"],
         mask: Mask | None = None,
-        *,
+        *context: Array,
         taps: Sequence[str] = (),
     ) -> tuple[Stream, dict[str, Float[Array, "batch time dim"]]]:
         """The residual stream after the last block, as the two terms of a sum, and the outputs of those in `taps`.
 
-        `mask` is true where a query (axis 1) may see a key (axis 2), or the segments of packed sequences. Scanned
-        layers that are tapped keep the output of every block, of which the named ones are picked.
+        `mask` is true where a query (axis 1) may see a key (axis 2), or the segments of packed sequences. `context` is
+        what blocks of a subclass take besides. Scanned layers that are tapped keep the output of every block, of which
+        the named ones are picked.
 
         Raises:
           UserError: `params` are those of another number of unrolled blocks.
@@ -158,7 +159,7 @@ class Transformer:
             tapped = [i for i, name in enumerate(self.tap_names) if name in taps]
 
             def layer(stream, params):
-                stream = block(params, *stream, mask)
+                stream = block(params, *stream, mask, *context)
                 return stream, sum(stream) if tapped else None
 
             stream, every = jax.lax.scan(layer, (x, jnp.zeros_like(x)), params, length=self.depth)
@@ -168,7 +169,7 @@ class Transformer:
                 raise UserError(f"the parameters are those of {len(params)} blocks, and the model has {self.depth}.")
             stream = (x, None)
             for name in self.tap_names:
-                stream = block(params[name.removeprefix("blocks/")], *stream, mask)
+                stream = block(params[name.removeprefix("blocks/")], *stream, mask, *context)
                 if name in taps:
                     outputs[name] = sum(stream)
         return stream, outputs

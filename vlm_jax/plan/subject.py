@@ -13,7 +13,7 @@ from vlm_jax.data.text import Text
 from vlm_jax.data.tokenizers import trained_size
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import Experiment
-from vlm_jax.models.tower import Tower
+from vlm_jax.models.tower import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +139,13 @@ def apply(experiment: Experiment, change: Change) -> Experiment:
     return dataclasses.replace(experiment, task=task, mesh=mesh, microbatches=microbatches)
 
 
-def _with_depth(tower: Tower, before: int, after: int) -> Tower:
+def _with_depth(tower: Stack, before: int, after: int) -> Stack:
     return dataclasses.replace(tower, depth=after) if tower.geometry.depth == before and not tower.scan else tower
 
 
-def towers(component: Any) -> Iterator[Tower]:
-    """All towers in a component, however deep."""
-    if isinstance(component, Tower):
+def towers(component: Any) -> Iterator[Stack]:
+    """All towers and decoders in a component, however deep."""
+    if isinstance(component, Stack):
         yield component
     elif dataclasses.is_dataclass(component):
         for field in dataclasses.fields(component):
@@ -153,7 +153,7 @@ def towers(component: Any) -> Iterator[Tower]:
 
 
 def _map_towers(component: Any, change) -> Any:
-    if isinstance(component, Tower):
+    if isinstance(component, Stack):
         return change(component)
     if not dataclasses.is_dataclass(component) or isinstance(component, type):
         return component
