@@ -116,6 +116,24 @@ def test_siglip(scanned, tmp_path):
     assert (found.family, found.text.length, found.image.size) == ("big_vision", LENGTH, IMAGE)
 
 
+def test_gradients_of_siglip(tmp_path):
+    image, text = inputs()
+    leaves = randomised(TwoTowers(), image, text)
+    weight = np.random.default_rng(1).uniform(size=(BATCH, BATCH)).astype(np.float32)
+    theirs = jax.jit(jax.grad(lambda p: (TwoTowers().apply({"params": p}, image, text)[2] * weight).sum()))
+    _, expected = load(tmp_path / "gradients.npz", tree.flatten(theirs(tree.unflatten(leaves))))
+    model, found = load(tmp_path / "weights.npz", leaves)
+
+    def objective(params):
+        variables = {"params": params}
+        z_image, z_text = model.encode_image(variables, image)[0], model.encode_text(variables, text)[0]
+        return ((z_text @ z_image.T * model.scale(variables) + model.bias(variables)) * weight).sum()
+
+    expected = tree.flatten(expected.params)
+    for name, gradient in tree.flatten(jax.jit(jax.grad(objective))(found.params)).items():
+        assert_close(gradient, expected[name], f"gradient of {name}")
+
+
 @pytest.mark.parametrize("pool", ["map", "gap", "tok"])
 def test_vit(pool, tmp_path):
     image, _ = inputs()
