@@ -11,6 +11,7 @@ import pytest
 
 from tests.multi.jobs import Job, losses, metrics, run_flags
 from vlm_jax.checkpoint import latest_step, read_meta
+from vlm_jax.evaluate import results
 
 STEPS = 20
 
@@ -126,6 +127,35 @@ def test_evaluations_are_those_of_one_process(whole, launch, tmp_path):
     two, one = (metrics(tmp_path / name)[-3:] for name in ("two", "one"))
     for found, wanted in zip(two, one):
         assert found == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.full
+def test_every_kind_of_evaluator_gives_what_it_gives_one_process(whole, launch, tmp_path):
+    straight, _ = whole
+    recipe = tmp_path / "suite.py"
+    recipe.write_text(
+        f"""
+from vlm_jax import config as configs
+from vlm_jax.evaluate import suite
+
+
+def get_config(variant=""):
+    config = configs.load({str(straight)!r})
+    config.init_from = {str(straight)!r}
+    config.evals = suite.get_config().evals
+    for name, node in config.evals.items():
+        for part in node.get("parts", {{"": node}}).values():
+            part.source.get("shapes", part.source).size = 60
+    return config
+"""
+    )
+    for folder, processes, options in (("two", 2, {}), ("one", 1, {"devices": 1})):
+        flags = (f"--config={recipe}", f"--workdir={tmp_path / folder}", "--evaluate_only")
+        launch(processes, "vlm_jax.main", *flags, **options).done()
+    two, one = (results.read(tmp_path / name) for name in ("two", "one"))
+    assert len(one) == 10 and list(two) == list(one)
+    for name in one:
+        assert two[name].metrics == pytest.approx(one[name].metrics, abs=1e-6), name
 
 
 @pytest.mark.full
