@@ -153,7 +153,9 @@ def _existing(path: str, key: str) -> Path:
 def with_params(plan: Plan, state: TrainState, params: dict) -> TrainState:
     """The state with the parameters (per-layer names) of another model, see `warm_start.fit`. Raises UserError."""
     live = merge(state.params, state.frozen)
-    live = warm_start.fit(params, live, plan.stacks, plan.experiment.init_from_skip)
+    model = plan.experiment.task.model
+    resize = getattr(getattr(model, "image", model), "posemb_resize", "bilinear")
+    live = warm_start.fit(params, live, plan.stacks, plan.experiment.init_from_skip, resize)
     trained, frozen = plan.experiment.optimizer.split(live, plan.stacks)
     ema = jax.tree.map(jnp.copy, trained) if state.ema else {}
     return state.replace(params=trained, frozen=frozen, ema=ema)

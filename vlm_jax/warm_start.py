@@ -70,7 +70,9 @@ def _compute_alike(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]
                 )
 
 
-def fit(params: dict, live: Any, stacks: Mapping[str, int], skip: Sequence[str] = ()) -> Any:
+def fit(
+    params: dict, live: Any, stacks: Mapping[str, int], skip: Sequence[str] = (), posemb_resize: str = "bilinear"
+) -> Any:
     """The live tree with the given parameters in it; learned positions are resampled to fit.
 
     Args:
@@ -79,6 +81,7 @@ def fit(params: dict, live: Any, stacks: Mapping[str, int], skip: Sequence[str] 
       stacks: its scanned groups of layers.
       skip: regular expressions of per-layer names that stay as initialised. Of an image tower alone everything else
         does, too.
+      posemb_resize: the model's, see `models.vit.ViT`.
 
     Raises:
       UserError: names or shapes that do not fit, listed; or a rule of `skip` fits no name.
@@ -99,7 +102,8 @@ def fit(params: dict, live: Any, stacks: Mapping[str, int], skip: Sequence[str] 
         if patches and name in given and given[name].shape != wanted[name].shape:
             count = wanted[name].shape[0]
             side = math.isqrt(count)
-            given[name] = resample(given[name], (side, side), prefix=count - side**2)  # 1 where CLS has a position
+            prefix = count - side**2  # 1 where CLS has a position
+            given[name] = resample(given[name], (side, side), prefix=prefix, method=posemb_resize)
     _complain(wanted, given)
     return _merged(live, given, stacks)
 

@@ -8,6 +8,7 @@ from tests.helpers import Stepper, small_config
 from vlm_jax import interop, startup, tree
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import open_experiment
+from vlm_jax.nn.positions import resample
 
 from . import peer_models as small
 from .peer_models import DEPTH, HEADS, LENGTH, MLP, PATCH, VOCAB, WIDTH
@@ -66,8 +67,11 @@ def test_it_trains_on(siglip, tmp_path):
 def test_positions_at_another_size(siglip, tmp_path):
     size = {"image__size": "48", "task__model__image__image_size": "48", "data__source__image_size": "48"}
     evals = {f"evals__{e}__source__image_size": "48" for e in ("zero_shot_seen", "zero_shot_held_out", "retrieval")}
-    _, start, _ = begin(tmp_path, siglip, **size, **evals)
-    assert flat(start)["image/embed/posemb"].shape == (36, WIDTH)
+    bicubic = {"task__model__image__posemb_resize": "bicubic"}
+    _, start, _ = begin(tmp_path, siglip, **size, **evals, **bicubic)
+    # as transformers would resize them for images of this size
+    expected = resample(interop.source(siglip).params()["image"]["embed"]["posemb"], (6, 6), method="bicubic")
+    np.testing.assert_array_equal(flat(start)["image/embed/posemb"], expected)
 
 
 def test_what_is_left_out_stays_as_initialised(siglip, tmp_path):
