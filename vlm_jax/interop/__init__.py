@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_jax.errors import UserError
-from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, ours, processing, tensors, texts
+from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, open_clip_coca, ours, processing, tensors, texts
 from vlm_jax.interop.imported import Imported as Imported
 from vlm_jax.interop.imported import Source
 
@@ -58,6 +58,8 @@ def source(path: str | Path) -> Source:
         raise UserError(
             f"{path} is no folder of a model ({HUGGING_FACE} or {OPEN_CLIP} with weights), and no big_vision .npz."
         )
+    if kind == "open_clip" and open_clip_coca.is_coca(path):
+        return open_clip_coca.source(path)
     return readers[kind](path)
 
 
@@ -73,7 +75,7 @@ def read(path: str | Path) -> Imported:
         return ours.read(path, found)
     images_alone = found.model["_target"].endswith("ViT")
     words = texts.Words(None, None)
-    if found.family == "open_clip":
+    if found.family in ("open_clip", "coca"):
         pixels, words = open_clip.processing(path, found.model)
     elif found.family == "big_vision":
         pixels, words = big_vision.processing(found.model)

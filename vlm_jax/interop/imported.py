@@ -26,7 +26,8 @@ class Imported:
     """A model of another library as this one's.
 
     Attributes:
-      family: "siglip", "siglip2_naflex", "clip", "vit", "dinov2", "open_clip", "big_vision" or "vlm_jax".
+      family: "siglip", "siglip2_naflex", "clip", "vit", "dinov2", "open_clip", "coca", "big_vision" or
+        "vlm_jax".
       model: a bound node, every value set, that builds a `TwoTower`, or a `ViT` where there are images alone.
       params: nested dicts of f32 arrays under per-layer names, those of the model's `init`.
       image: a bound node of `data.image.ImageTransform`, as the source's preprocessor says.

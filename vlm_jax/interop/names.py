@@ -6,6 +6,7 @@ from vlm_jax.interop.table import (
     FLAT_PATCH,
     LEADING_1,
     LEADING_2,
+    TRANSPOSED,
     UNPLACED,
     Rule,
     Table,
@@ -169,6 +170,52 @@ def open_clip(*, timm: bool, custom_text: bool, head_bias: bool) -> Table:
     image = within("image/", "visual.trunk.", _TIMM_IMAGE) if timm else within("image/", "visual.", _OPEN_CLIP_IMAGE)
     head = linear("head", "text_projection") if head_bias else leaf("head/kernel", "text_projection")
     return image + within("text/", "text." if custom_text else "", _OPEN_CLIP_TEXT + head) + _SCALARS
+
+
+def _cross_attention(one_width: bool) -> Table:
+    """torch's `MultiheadAttention`, which keeps keys and values apart where their width is not the queries'."""
+    bias = Rule(("q/bias", "kv/bias"), ("in_proj_bias",))
+    if one_width:
+        kernels = (Rule(("q/kernel", "kv/kernel"), ("in_proj_weight",), TRANSPOSED),)
+    else:
+        kernels = (
+            Rule(("q/kernel",), ("q_proj_weight",), TRANSPOSED),
+            Rule(("kv/kernel",), ("k_proj_weight", "v_proj_weight"), TRANSPOSED),
+        )
+    return (*kernels, bias, *linear("out", "out_proj"))
+
+
+def _pooler(one_width: bool) -> Table:
+    attention = within("attn/", "attn.", _cross_attention(one_width))
+    return leaf("query", "query") + norm("ln_q", "ln_q") + norm("ln_k", "ln_k") + attention
+
+
+_OPEN_CLIP_CROSS_BLOCK = (
+    norm("ln1", "ln_1")
+    + norm("ln_context", "ln_1_kv")
+    + within("attn/", "attn.", _cross_attention(one_width=True))
+    + norm("ln2", "ln_2")
+    + linear("mlp/fc1", "mlp.c_fc")
+    + linear("mlp/fc2", "mlp.c_proj")
+)
+_OPEN_CLIP_DECODER = (
+    within("blocks/{layer}/causal/", "resblocks.{layer}.", _OPEN_CLIP_BLOCK)
+    + within("blocks/{layer}/cross/", "cross_attn.{layer}.", _OPEN_CLIP_CROSS_BLOCK)
+    + norm("ln_post", "ln_final")
+    + leaf("head/embedding", "text_projection", TRANSPOSED)
+)
+
+
+def open_clip_coca(*, one_width: bool, head_bias: bool) -> Table:
+    """`one_width`: the image tower is as wide as what its poolers give."""
+    towers = open_clip(timm=False, custom_text=True, head_bias=head_bias)
+    return (
+        towers
+        + leaf("text/embed/cls", "text.cls_emb")
+        + within("image/pool/", "visual.attn_pool.", _pooler(one_width))
+        + within("image/contrastive_pool/", "visual.attn_pool_contrastive.", _pooler(one_width))
+        + within("decoder/", "text_decoder.", _OPEN_CLIP_DECODER)
+    )
 
 
 # big_vision

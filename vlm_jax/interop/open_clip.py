@@ -56,8 +56,6 @@ def source(folder: Path) -> Source:
     """The model of a folder, its arrays not yet read. Raises UserError."""
     config, _ = read_config(folder)
     where = str(folder / CONFIG)
-    if "multimodal_cfg" in config:
-        raise UserError(f"{where}: CoCa (multimodal_cfg) is not supported; CLIP and SigLIP are.")
     timm = bool((config.get("vision_cfg") or {}).get("timm_model_name"))
     custom = bool(config.get("custom_text")) or timm
     node = complete(_model(config, where, timm))

@@ -16,8 +16,9 @@ from vlm_jax import tree
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
-from vlm_jax.interop import hugging_face, open_clip, processing, table, tokenizer_json
+from vlm_jax.interop import hugging_face, open_clip, open_clip_coca, processing, table, tokenizer_json
 from vlm_jax.interop.imported import RGB
+from vlm_jax.models.coca import CoCa
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
 
@@ -64,7 +65,8 @@ def to_open_clip(
     Raises:
       UserError: open_clip has no such model.
     """
-    config, names = open_clip.describe(model)
+    library = open_clip_coca if isinstance(model, CoCa) else open_clip
+    config, names = library.describe(model)
     files, notes = {}, ()
     if text is not None:
         written = tokenizer_json.write(text)
