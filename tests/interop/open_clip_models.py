@@ -53,6 +53,7 @@ def timm_tower(monkeypatch):
 
     sizes = {"width": WIDTH, "depth": DEPTH, "num_heads": HEADS, "mlp_dim": MLP}
     monkeypatch.setitem(ours.TIMM_SIZES, "test", sizes)
+    monkeypatch.setitem(ours.TIMM_RESOLUTIONS, ("test", PATCH), (IMAGE,))
     options = {"img_size": IMAGE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     create = lambda name, pretrained=False, **kw: VisionTransformer(**options, mlp_ratio=RATIO, class_token=False, **kw)
     monkeypatch.setattr(open_clip.timm_model.timm, "create_model", create)

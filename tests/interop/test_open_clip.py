@@ -116,3 +116,29 @@ def test_import_and_export(name, timm_tower, tmp_path):  # noqa: F811
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert written["preprocess_cfg"]["resize_mode"] == "squash"
+
+
+def test_every_size_that_can_be_written_is_one_of_timms():
+    small.library()
+    import timm
+
+    from vlm_jax.interop import open_clip as ours
+
+    written = {f"vit_{size}_patch{p}_siglip_{r}" for (size, p), sizes in ours.TIMM_RESOLUTIONS.items() for r in sizes}
+    assert written == {name for name in timm.list_models("vit_*_siglip_*") if ours.TIMM_NAME.fullmatch(name)}
+
+
+@pytest.mark.parametrize("recipe", ["siglip_b16", "siglip_l16", "siglip_so400m14", "clip_b32", "clip_b16"])
+def test_recipes_of_published_sizes_can_be_written(recipe):
+    from vlm_jax.interop import hugging_face
+    from vlm_jax.interop import open_clip as ours
+
+    late = {"vocab_size": 49_408, "pad_id": 49_407, "eos_id": 49_407}
+    model = configs.build(configs.load(recipe).task.model, **late)
+    assert hugging_face.describe(model)[0]["model_type"] == recipe[: recipe.index("_")]
+    config, _ = ours.describe(model)
+    notes = ours.differences(model, config)
+    if recipe == "siglip_b16":  # which trains with the approximate GELU of the paper
+        assert config["vision_cfg"]["timm_model_name"] == "vit_base_patch16_siglip_224"
+        assert "has activation='gelu', this image tower 'gelu_tanh'" in notes[0]
+    assert recipe.startswith("siglip") == bool(notes)

@@ -27,6 +27,14 @@ TIMM_SIZES = {
     "so400m": {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304},
     "giantopt": {"width": 1536, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
 }
+TIMM_RESOLUTIONS = {
+    ("base", 32): (256,),
+    ("base", 16): (224, 256, 384, 512),
+    ("large", 16): (256, 384, 512),
+    ("so400m", 14): (224, 378, 384),
+    ("so400m", 16): (256, 384, 512),
+    ("giantopt", 16): (256, 384),
+}
 TIMM_NAME = re.compile(r"vit_(\w+?)_patch(\d+)_siglip_(\d+)")
 # Of those that have a choice between the exact GELU and its approximation by tanh.
 TIMM_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt).*")
@@ -199,13 +207,23 @@ def _write_timm(model: TwoTower) -> dict[str, Any]:
     image = model.image
     size = next((name for name, size in TIMM_SIZES.items() if size == image.geometry._asdict()), None)
     name = f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}"
-    tanh = "gelu_tanh" if TIMM_TANH.match(name) else "gelu"
-    if size is None or image.norm_eps != 1e-6 or image.activation != tanh:
+    there = image.image_size in TIMM_RESOLUTIONS.get((size, image.patch_size), ())
+    if not there or image.norm_eps != 1e-6 or image.activation not in ("gelu", "gelu_tanh"):
         raise UserError(
             f"open_clip knows SigLIP's image towers by timm's names, vit_({'|'.join(TIMM_SIZES)})_patchN_siglip_SIZE; "
-            f"none has {image.geometry._asdict()}, activation={image.activation!r}, norm_eps={image.norm_eps}."
+            f"none has {image.geometry._asdict()}, patch_size={image.patch_size}, image_size={image.image_size}, "
+            f"activation={image.activation!r}, norm_eps={image.norm_eps}."
         )
     return {"image_size": image.image_size, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+
+
+def differences(model: TwoTower, config: dict) -> tuple[str, ...]:
+    """What open_clip computes otherwise: a tower of timm's has one of the two GELUs, whatever was trained."""
+    name = config["vision_cfg"].get("timm_model_name")
+    if name is None or (model.image.activation == "gelu_tanh") == bool(TIMM_TANH.match(name)):
+        return ()
+    theirs = "gelu_tanh" if TIMM_TANH.match(name) else "gelu"
+    return (f"timm's {name} has activation={theirs!r}, this image tower {model.image.activation!r}: embeddings differ",)
 
 
 def _ratio(tower: Any) -> float:

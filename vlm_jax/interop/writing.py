@@ -75,7 +75,8 @@ def to_open_clip(
     whole = {"model_cfg": config, "preprocess_cfg": processing.to_open_clip(image, mean, std)}
     files[open_clip.CONFIG] = _json(whole)
     arrays = table.export(names, _flat(params))
-    return Folder(files, "open_clip_model.safetensors", arrays, notes + _differences(image, "open_clip"))
+    notes += open_clip.differences(model, config) + _differences(image, "open_clip")
+    return Folder(files, "open_clip_model.safetensors", arrays, notes)
 
 
 def _differences(image: ImageTransform, library: str) -> tuple[str, ...]:
