@@ -95,17 +95,19 @@ def test_long_packed_sequences(tpu):
 
 
 @pytest.mark.parametrize(
-    "topology, time, width, hidden",
+    "topology, time, width, hidden, activation",
     [
-        ("v6e:2x2", 50, 256, 1024),
-        ("v5p:2x2x1", 64, 256, 768),
-        pytest.param("v5e:2x2", 196, 1024, 4096, marks=pytest.mark.full),
-        pytest.param("v5p:2x2x1", 196, 768, 3072, marks=pytest.mark.full),
+        ("v6e:2x2", 50, 256, 1024, "gelu_tanh"),
+        ("v5p:2x2x1", 64, 256, 768, "gelu_tanh"),
+        ("v5e:2x2", 64, 128, 256, "gelu"),
+        pytest.param("v5e:2x2", 64, 128, 256, "quick_gelu", marks=pytest.mark.full),
+        pytest.param("v5e:2x2", 196, 1024, 4096, "gelu_tanh", marks=pytest.mark.full),
+        pytest.param("v5p:2x2x1", 196, 768, 3072, "gelu_tanh", marks=pytest.mark.full),
     ],
 )
-def test_perceptron(tpu, topology, time, width, hidden):
+def test_perceptron(tpu, topology, time, width, hidden, activation):
     """On one core and on two, with sequences that do not fill registers; at the sizes that need the most memory."""
-    options = {"activation": "gelu_tanh", "init": initializers("clip", width=width, depth=2), "dtype": "bfloat16"}
+    options = {"activation": activation, "init": initializers("clip", width=width, depth=2), "dtype": "bfloat16"}
     mlp = Functional(Mlp, width, hidden, remat=True, **options)
     mesh = Mesh(np.array(tpu(topology)), ("data",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((16, time, width), jnp.bfloat16, sharding=NamedSharding(mesh, P("data")))
@@ -115,7 +117,7 @@ def test_perceptron(tpu, topology, time, width, hidden):
         loss = lambda params, x: mlp(params, x).astype(jnp.float32).sum()
         program = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile()
     # The loss is a sum: nothing of the forward pass is needed for its gradient.
-    assert kernels(program) == {f"perceptron_backward_b4_t{time}_d{width}x{hidden}_gelu_tanh"}
+    assert kernels(program) == {f"perceptron_backward_b4_t{time}_d{width}x{hidden}_{activation}"}
 
 
 def test_what_fits():
