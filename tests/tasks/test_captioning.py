@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax import accumulate, losses, partition, tree
+from vlm_jax import accumulate, flops, losses, partition, tree
 from vlm_jax.errors import UserError
 from vlm_jax.mesh import Layout, put
 from vlm_jax.models.coca import CaptionDecoder, CoCa, ImageTower, TextTower
@@ -143,3 +144,42 @@ def test_an_end_token_that_pads_is_predicted_once():
 def test_mistakes_are_named(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(TASK, **changes)
+
+
+def test_flops_are_those_of_every_product():
+    """The decoder by itself, and what captioning adds to the step: it, its vocabulary, and twice that backward."""
+    width, mlp, time, context = 16, 64, LENGTH - 1, 3
+    causal = time * (4 * width**2 + 2 * width * mlp) + 2 * time**2 * width
+    cross = time * (2 * width**2 + 2 * width * mlp) + context * 2 * width**2 + 2 * time * context * width
+    decoder = 2 * BATCH * (causal + cross)
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    assert flops.count(MODEL.decode, variables(), shape(BATCH, 3, width), shape(BATCH, time, width)) == decoder
+    mesh = Layout().make(jax.devices()[:2])
+    ctx = Context(key=jax.random.key(0), step=jnp.int32(0), total_steps=1, mesh=mesh)
+    of = lambda task: lambda v: task.loss(v, DATA, ctx)[0]
+    forward = lambda task: flops.count(of(task), variables())
+    without = dataclasses.replace(TASK, caption_weight=0.0)
+    assert forward(TASK) - forward(without) == decoder + 2 * BATCH * time * VOCAB * width
+
+
+def test_logits_are_never_in_memory():
+    """Neither all of them nor a device's part: a vocabulary of 4096 in tiles of it."""
+    vocab, length = 8192, 64
+    sizes = {"vocab_size": vocab}
+    text = dataclasses.replace(MODEL.text, **sizes, length=length)
+    task = Captioning(dataclasses.replace(MODEL, text=text, decoder=dataclasses.replace(MODEL.decoder, **sizes)))
+    mesh = Layout().make(jax.devices()[:1])
+    ctx = Context(key=jax.random.key(0), step=jnp.int32(0), total_steps=1, mesh=mesh)
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    batch = {name: jax.ShapeDtypeStruct((64, *s.shape[1:]), s.dtype) for name, s in task.batch_spec(1).items()}
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p, b: task.loss({"params": p}, b, ctx)[0]))(params, batch)
+    most = max(math.prod(aval.shape) for aval in arrays(jaxpr.jaxpr))
+    assert most < 64 * (length - 1) * vocab / 4
+
+
+def arrays(jaxpr):
+    """Every array of a program, those of loops and calls too."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval for v in equation.outvars if hasattr(v.aval, "shape"))
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from arrays(inner)
