@@ -39,6 +39,15 @@ def test_the_first_steps_of_siglip_tiny_learn_colours(tmp_path):
     assert found["train/skipped"] == 0
 
 
+def test_the_first_steps_of_coca_tiny_learn_how_captions_are_worded(tmp_path):
+    few = ["--config.evals.zero_shot_seen.source.size=48", "--config.evals.zero_shot_held_out.source.size=48"]
+    few += ["--config.evals.retrieval.source.size=64", "--config.data.source.size=1280"]
+    found = last_metrics(tmp_path, "--config=coca_tiny:short", "--config.total_examples=1280", *few)
+    assert found["train/caption_loss"] < 2.5  # ln(96) = 4.6 for the tokens by themselves
+    assert found["train/contrastive_loss"] < 9.0  # 11 at the start
+    assert found["train/skipped"] == 0
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [0, 1])
 def test_siglip_tiny(tmp_path, seed):
