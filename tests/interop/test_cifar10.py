@@ -1,16 +1,17 @@
 """CIFAR-10: a trained model, exported and evaluated by transformers in torch, is right on the same images as here."""
 
 import io
-import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from vlm_jax import export
+from vlm_jax.evaluate import results
 
 from ..parity import peers
 
@@ -18,21 +19,21 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 TEMPLATE = "a photo of a {}"
 
 
-def top1_in_torch(folder, rows, batch=500):
-    """Zero-shot accuracy as transformers' own model and processor give it."""
+def right_in_torch(folder, rows, batch=500):
+    """Whether each image is classified right, as transformers' own model and processor do it."""
     transformers, torch = peers.transformers(), peers.torch()
     model = transformers.AutoModel.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     prompts = [TEMPLATE.format(name) for name in CLASSES]
-    right = 0
+    right = []
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
         images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in part]
         inputs = processor(text=prompts, images=images, padding="max_length", truncation=True, return_tensors="pt")
         with torch.no_grad():
             found = model(**inputs).logits_per_image.argmax(dim=1).numpy()
-        right += int((found == [row["label"] for row in part]).sum())
-    return right / len(rows)
+        right.append(found == [row["label"] for row in part])
+    return np.concatenate(right)
 
 
 def compare(folder, shared, test_images, *flags):
@@ -48,22 +49,19 @@ def compare(folder, shared, test_images, *flags):
         "--config.checkpoint_percent=100",
         *flags,
     ]
-    env = {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_PLATFORMS": "cpu",
-    }  # one device, which is faster than eight simulated ones
+    # One device, which is faster than eight simulated ones.
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-m", "vlm_jax.main", *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert export.main([f"{folder}/run", f"{folder}/hf", "--to=hf"]) == 0
-    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    ours = next(line["eval/zero_shot/top1"] for line in reversed(lines) if "eval/zero_shot/top1" in line)
+    found = results.read(folder / "run")["zero_shot"].rows()["images"]
+    ours = found["top1"][np.argsort(found["index"])]
     rows = table.to_pylist()
     assert [row["class_name"] for row in rows] == [CLASSES[row["label"]] for row in rows]
-    theirs = top1_in_torch(folder / "hf", rows)
-    print(f"top-1 of {len(rows)} images: {ours:.4f} here, {theirs:.4f} in torch")
-    assert round(ours * len(rows)) == round(theirs * len(rows))
-    return theirs
+    theirs = right_in_torch(folder / "hf", rows)
+    print(f"top-1 of {len(rows)} images: {ours.mean():.4f} here, {theirs.mean():.4f} in torch")
+    np.testing.assert_array_equal(ours, theirs)
+    return theirs.mean()
 
 
 def test_first_steps(tmp_path, shared_data):
