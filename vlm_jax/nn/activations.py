@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,27 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+@jax.custom_jvp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x Phi(x)` by the error function, computed in f32; of its complement, jax.nn's, a TPU's kernels have none."""
+    """`x Phi(x)` by the error function, computed in f32; of its complement, jax.nn's, a TPU's kernels have none.
+
+    One array is kept for the backward pass, in the dtype of `x`.
+    """
+    wide, below = _normal(x)
+    return (wide * below).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    wide, below = _normal(primals[0])
+    slope = below + wide * jnp.exp(-0.5 * wide * wide) * (2 * math.pi) ** -0.5
+    return gelu(primals[0]), slope.astype(primals[0].dtype) * tangents[0]
+
+
+def _normal(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """`x`, and how much of the standard normal distribution lies below it, both in f32 at least."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    return wide, 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
 
 
 ACTIVATIONS = {
