@@ -39,6 +39,7 @@ def test_the_first_steps_of_siglip_tiny_learn_colours(tmp_path):
     assert found["train/skipped"] == 0
 
 
+@pytest.mark.full
 def test_the_first_steps_of_coca_tiny_learn_how_captions_are_worded(tmp_path):
     few = ["--config.evals.zero_shot_seen.source.size=48", "--config.evals.zero_shot_held_out.source.size=48"]
     few += ["--config.evals.retrieval.source.size=64", "--config.data.source.size=1280"]
@@ -72,6 +73,7 @@ def test_siglip_cifar10(tmp_path, shared_data, variant, top1):
     assert found["eval/zero_shot/top1"] >= top1
 
 
+@pytest.mark.full
 def test_cifar10_reads_and_steps(tmp_path, shared_data):
     """The same on real images, for a few steps: loading, captions from class names, evaluation."""
     data = [f"--config.data.source.path={shared_data}/cifar10/train-*.parquet", "--config.total_epochs=None"]

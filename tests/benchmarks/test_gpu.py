@@ -15,6 +15,7 @@ from vlm_jax.overrides import override
 SMALL = gpu.geometry("S", width=64, depth=2)
 
 
+@pytest.mark.full
 def test_ours_takes_steps():
     found = gpu.measure_ours(SMALL, batch=2, repeats=1)
     assert len(found["seconds"]) == 5 and found["flops"] > 0

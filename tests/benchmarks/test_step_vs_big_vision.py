@@ -24,6 +24,7 @@ def test_the_peer_has_our_parameters(scan):
     assert count(theirs) == count(ours)
 
 
+@pytest.mark.full
 def test_the_peer_learns_a_batch():
     model = big_vision_peer.SigLIP(width=32, depth=1, hidden=64, heads=2, vocab=50, dtype=jnp.float32)
     rng = np.random.default_rng(0)

@@ -135,6 +135,7 @@ def clip(tmp_path_factory):
     return runs.train(tmp_path_factory.mktemp("run") / "clip", "clip_tiny", **changes)
 
 
+@pytest.mark.full
 def test_clip_in_transformers(clip, tmp_path):
     transformers, torch = peers.transformers(), peers.torch()
     assert main([str(clip), str(tmp_path / "out"), "--to=hf"]) == 0

@@ -55,7 +55,7 @@ PUBLISHED = {
     },
 }
 
-OPEN_CLIP = ["ViT-B-32", "ViT-L-14-quickgelu", "ViT-H-14"]
+OPEN_CLIP = ["ViT-B-32", "ViT-L-14-quickgelu", pytest.param("ViT-H-14", marks=pytest.mark.full)]
 OPEN_CLIP += ["ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP-384", "ViT-gopt-16-SigLIP2-256"]
 
 

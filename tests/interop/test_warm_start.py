@@ -87,6 +87,7 @@ def test_what_is_left_out_stays_as_initialised(siglip, tmp_path):
         begin(tmp_path, siglip, init_from_skip="('txt/.*',)")
 
 
+@pytest.mark.full
 def test_scanned_layers(siglip, tmp_path):
     scan = {"task__model__image__scan": "True", "task__model__text__scan": "True"}
     _, start, _ = begin(tmp_path, siglip, **scan)
@@ -125,6 +126,7 @@ def test_an_image_tower_alone_and_locked(tmp_path):
     assert "image tower" in start.message
 
 
+@pytest.mark.full
 def test_a_dinov2_tower(tmp_path):
     dinov2 = small.save(small.randomise(small.dinov2(registers=4)), tmp_path / "dinov2")
     tower = {

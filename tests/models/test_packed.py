@@ -59,7 +59,7 @@ def close(one, other):
         {"posemb": "factorised"},
         {"posemb": "sincos2d", "pool": "gap"},
         {"posemb": "factorised", "pool": "gap", "pre_norm": True, "scan": True},
-        {"remat": "attention"},
+        pytest.param({"remat": "attention"}, marks=pytest.mark.full),
     ],
 )
 def test_packed_images_are_as_alone(parameters, changes):

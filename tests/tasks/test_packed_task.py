@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_the_pairs_one_by_one():
     "task",
     [
         dataclasses.replace(TASK, equal_captions="positives"),
-        Contrastive(MODEL, packing=PACKING, objective="infonce"),
+        pytest.param(Contrastive(MODEL, packing=PACKING, objective="infonce"), marks=pytest.mark.full),
     ],
     ids=["sigmoid", "infonce"],
 )
