@@ -133,7 +133,11 @@ def cache(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-@pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.full if page.name == "weights.md" else ()) for page in RUNNING],
+    ids=[page.name for page in RUNNING],
+)
 def test_page_runs(page, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -38,7 +38,7 @@ def gradients(experiment, devices):
     return float(value), tree.flatten(jax.device_get(grads))
 
 
-@pytest.mark.parametrize("recipe", ["siglip_tiny", "clip_tiny"])
+@pytest.mark.parametrize("recipe", ["siglip_tiny", pytest.param("clip_tiny", marks=pytest.mark.full)])
 def test_eight_devices_equal_one(tmp_path, recipe):
     # min_size 1 shards even the smallest weights, so that fsdp is really exercised.
     base = small_experiment(tmp_path, recipe)
@@ -96,6 +96,7 @@ def test_a_locked_tower_stays_and_costs_no_optimizer_state(tmp_path):
     assert set(whole) == {"image", "text", "logit_scale", "logit_bias"}
 
 
+@pytest.mark.full
 def test_scanned_layers_train_as_unrolled_ones(tmp_path):
     losses = {}
     for scan in ("False", "True"):

@@ -169,6 +169,7 @@ def test_a_changed_config_is_shown_and_needs_the_flag(tmp_path, whole, capsys):
     assert latest_step(tmp_path / "run") == STEPS + 1
 
 
+@pytest.mark.full
 def test_another_number_of_workers_is_no_other_config(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/12")
@@ -239,6 +240,7 @@ def test_other_devices_restore_the_same_bits(whole, tmp_path, capsys):
     assert step == 12 and found == fingerprints(whole)
 
 
+@pytest.mark.full
 def test_parameters_start_another_run_and_positions_are_resampled(whole, tmp_path, capsys):
     size = {"image__size": "48", "task__model__image__image_size": "48", "total_examples": "16"}
     small = {f"evals__{e}__source__image_size": "48" for e in ("zero_shot_seen", "zero_shot_held_out", "retrieval")}
@@ -253,6 +255,7 @@ def test_parameters_start_another_run_and_positions_are_resampled(whole, tmp_pat
     assert "text/head/kernel: (16, 8) where (16, 4) is wanted" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_overfitting_one_batch_lowers_its_loss(tmp_path):
     longer = {"total_examples": str(16 * 40), "optimizer__learning_rate": "1e-2"}
     assert finished(flags(tmp_path, overfit_batches="1", **longer))[0] == 0
@@ -260,6 +263,7 @@ def test_overfitting_one_batch_lowers_its_loss(tmp_path):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.full
 def test_a_profile_is_written(tmp_path):
     profile = {"profile__start": "2", "profile__steps": "2"}
     assert finished(flags(tmp_path, profile="experiment.Profile", **profile))[0] == 0
@@ -280,6 +284,7 @@ def parquet(path: Path, broken: tuple[int, ...] = ()) -> None:
     pq.write_table(pa.table({"image": rows, "class_name": ["cat", "dog"] * 32}), path)
 
 
+@pytest.mark.full
 def test_unreadable_images_are_counted_skipped_and_resumed_exactly(tmp_path):
     parquet(tmp_path / "train.parquet", broken=(3, 40))
     parquet(tmp_path / "test.parquet")

@@ -50,6 +50,7 @@ def test_ours_alone_keeps_the_same_whatever_the_devices(loss):
         assert at(variant, 16) > 1.5 * at(variant, 2)
 
 
+@pytest.mark.full
 def test_rows_become_a_table_and_a_picture(tmp_path):
     rows = [row for machine, batch in (("cpu:4", 64), ("cpu:2", 32)) for row in benchmark.compiled(machine, batch, 16)]
     ring = next(r for r in rows if r["devices"] == 4 and r["variant"] == "differentiated ring")

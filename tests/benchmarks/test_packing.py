@@ -1,9 +1,12 @@
 """The benchmark of packing counts the same images on both sides."""
 
+import pytest
+
 from benchmarks import packing
 from vlm_jax.data.packing import Packing
 
 
+@pytest.mark.full
 def test_both_sides_hold_the_same_images():
     options = {"budgets": (4, 9), "smallest": 4}
     packed = Packing(tokens=32, images=6, text_tokens=128, examples=8, rows=2, **options)

@@ -96,6 +96,7 @@ def test_nothing_is_overwritten(workdir, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.full
 def test_what_another_library_has_not_is_said_in_a_line(tmp_path, workdir, capsys):
     assert main([str(workdir), str(tmp_path / "out"), "--to=open_clip"]) == 2
     error = capsys.readouterr().err
@@ -151,6 +152,7 @@ def test_clip_in_transformers(clip, tmp_path):
     assert_close(logits, out.logits_per_text, "logits")
 
 
+@pytest.mark.full
 def test_clip_in_open_clip(clip, tmp_path):
     torch = peers.torch()
     open_clip = peers.torchvision("open_clip")

@@ -114,6 +114,7 @@ def loss(mesh, params, image, text):
         return (jnp.arange(8.0) * z * z_text).sum() + jnp.square(hidden @ TINY.head(v).T).mean()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layout", [Layout(data=2, fsdp=2, tensor=2, min_size=1)], ids=["2x2x2"])
 def test_on_a_mesh_equals_one_device(layout, variables):
     params = variables["params"]

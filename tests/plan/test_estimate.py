@@ -56,6 +56,7 @@ def test_more_than_the_limit_does_not_fit():
     assert not estimate.Estimate(found, "", True, False).fits
 
 
+@pytest.mark.full
 def test_it_tells_what_the_whole_model_takes():
     """Parameters, model FLOPs and messages to the byte; memory within a tenth (XLA reuses buffers as it likes)."""
     config = small(**{"task.model.image.depth": 5, "task.model.text.depth": 4})

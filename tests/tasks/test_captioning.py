@@ -103,6 +103,7 @@ def test_a_loss_of_no_weight_is_left_out():
     assert np.any(found.grads["decoder"]["head"]["embedding"])
 
 
+@pytest.mark.full
 def test_any_contrastive_loss():
     model = dataclasses.replace(MODEL, logit_bias_init=-2.0)
     task = Captioning(model, objective="sigmoid", caption_weight=0.0)
