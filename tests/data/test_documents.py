@@ -123,13 +123,13 @@ def test_a_batch():
         "image": ((2, 8, 8, 3), "uint8"),
         "image_mask": ((2,), "bool"),
         "text": ((40,), "int32"),
-        "text_mask": ((40,), "bool"),
+        "target_mask": ((40,), "bool"),
         "text_image_ids": ((40,), "int32"),
         "example_id": ((2,), "uint32"),
     }
     seen = set()
     for row in range(40):
-        ids, mask, tokens = (batch[name][row] for name in ("text_image_ids", "text_mask", "text"))
+        ids, mask, tokens = (batch[name][row] for name in ("text_image_ids", "target_mask", "text"))
         words = bytes(int(token) - 4 for token in tokens[mask] if token >= 4).decode()
         number = int(words.split()[0])
         seen.add(number)
@@ -171,7 +171,7 @@ def test_pairs_are_documents_of_an_image_and_its_caption():
     for row in range(40):
         assert batch["image_mask"][row].tolist() == [True, False] and not batch["image"][row, 1].any()
         assert batch["text_image_ids"][row, :4].tolist() == [0, 1, 1, 1] and batch["text"][row, 0] == BEGIN
-        caption = Bytes().decode(batch["text"][row][batch["text_mask"][row]][1:-1].tolist())
+        caption = Bytes().decode(batch["text"][row][batch["target_mask"][row]][1:-1].tolist())
         np.testing.assert_array_equal(batch["image"][row, 0], decode(png(int(caption.split()[2]))))
 
 
@@ -203,7 +203,7 @@ def test_obelics_as_batches(tmp_path):
     source = Interleaved(str(tmp_path / "x.parquet"))
     batch, state = take(make(source, image=PLAIN, shuffle=False), 1, batch_size=9)
     assert batch["image"][:, 0, 0, 0, 0].tolist() == list(range(9)) and state["unreadable"] == 0
-    texts = [Bytes().decode(row[mask][1:-1].tolist()) for row, mask in zip(batch["text"], batch["text_mask"])]
+    texts = [Bytes().decode(row[mask][1:-1].tolist()) for row, mask in zip(batch["text"], batch["target_mask"])]
     assert texts == [f"text {k}" for k in range(9)]
 
 
@@ -214,7 +214,7 @@ def test_images_that_are_not_there_are_left_out_and_told(tmp_path):
         (tmp_path / f"{k}.png").write_bytes(png(k))
     source = Interleaved(str(tmp_path / "x.jsonl"), images=str(tmp_path), missing="drop")
     batch, state = take(make(source, shuffle=False), 1, batch_size=4)
-    assert batch["image_mask"].sum(1).tolist() == [1, 1, 0, 1] and batch["text_mask"].any(1).all()
+    assert batch["image_mask"].sum(1).tolist() == [1, 1, 0, 1] and batch["target_mask"].any(1).all()
     assert state["unreadable"] == 1 and state["unreadable_first"] == [["x.jsonl:2", "images that it lacks: 1"]]
 
 

@@ -73,13 +73,13 @@ class Documents:
         """Shape of one row and type of each array.
 
         `image_mask` says which of the `images` there are. `text_image_ids` is n at the places in `text` of image n,
-        counted from 1, and 0 elsewhere; `text_mask` says which places are text, and neither image nor padding.
+        counted from 1, and 0 elsewhere; `target_mask` says which places are text, and neither image nor padding.
         """
         return {
             "image": ((self.images, size, size, 3), "uint8"),
             "image_mask": ((self.images,), "bool"),
             "text": ((length,), "int32"),
-            "text_mask": ((length,), "bool"),
+            "target_mask": ((length,), "bool"),
             "text_image_ids": ((length,), "int32"),
         }
 

@@ -38,7 +38,7 @@ class DocumentRows(Rows):
             count = len(placed.tokens)
             batch["text"][at, :count] = placed.tokens
             batch["text_image_ids"][at, :count] = placed.image_ids
-            batch["text_mask"][at, :count] = batch["text_image_ids"][at, :count] == 0
+            batch["target_mask"][at, :count] = batch["text_image_ids"][at, :count] == 0
             batch["image_mask"][at, : len(placed.images)] = True
             for place, number in enumerate(placed.images):
                 batch["image"][at, place] = part.augment(parts[number], rng)
