@@ -9,18 +9,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from vlm_jax import losses
 from vlm_jax.errors import UserError
-from vlm_jax.mesh import BATCH_AXES
 from vlm_jax.models.coca import CoCa
 from vlm_jax.nn import shard
+from vlm_jax.tasks import next_token
 from vlm_jax.tasks.base import Batch, Context, Variables
 from vlm_jax.tasks.contrastive import Contrastive
-
-IGNORED = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +60,15 @@ class Captioning(Contrastive):
         if self.caption_weight:
             hidden = self.model.decode(variables, image_aux["tokens"], text_aux["tokens"][:, :-1])
             labels = self.labels(batch["text"])
-            mean = self._cross_entropy(self.model.head(variables), hidden, labels, ctx.mesh)
-            tokens = (labels != IGNORED).sum(axis=1, dtype=jnp.float32)
+            mean = next_token.mean_loss(hidden, self.model.head(variables), labels, ctx.mesh, z_loss=self.z_loss)
+            tokens = (labels != next_token.IGNORED).sum(axis=1, dtype=jnp.float32)
             # Rows of microbatches are put together again: equal parts of the sum over all tokens of one.
             features |= {"caption": jnp.broadcast_to(mean * tokens.mean(), tokens.shape), "tokens": tokens}
         return features, {"metrics": {}, "state": variables.get("state", {})}
 
     def labels(self, text: Int[Array, "batch time"]) -> Int[Array, "batch time_less_one"]:
         """The token after each, where it is not padding."""
-        return jnp.where(self.model.text.real(text), text, IGNORED)[:, 1:]
-
-    def _cross_entropy(self, head: Array, hidden: Array, labels: Array, mesh: Mesh) -> Float[Array, ""]:
-        split = head.shape[0] % mesh.shape["tensor"] == 0 and mesh.shape["tensor"] > 1
-
-        def local(hidden, head, labels):
-            options = {"ignore": IGNORED, "z_loss": self.z_loss, "axis_name": BATCH_AXES}
-            options |= {"vocab_axis_name": "tensor"} if split else {}
-            return losses.cross_entropy(hidden.reshape(-1, hidden.shape[-1]), head, labels.reshape(-1), **options)
-
-        rows, vocabulary = PartitionSpec(BATCH_AXES), PartitionSpec("tensor" if split else None)
-        sharded = jax.shard_map(local, mesh=mesh, in_specs=(rows, vocabulary, rows), out_specs=PartitionSpec())
-        return sharded(hidden, head, labels)
+        return jnp.where(self.model.text.real(text), text, next_token.IGNORED)[:, 1:]
 
     def feature_loss(
         self, variables: Variables, features: dict[str, Array], batch: Batch, ctx: Context
@@ -118,14 +103,4 @@ def _log_likelihood(
         image_tokens = model.encode_image(variables, image)[1]["tokens"]
         text_tokens = model.encode_text(variables, text)[1]["tokens"]
         hidden = model.decode(variables, image_tokens, text_tokens[:, :-1])
-        head, labels = model.head(variables), task.labels(text)
-
-        def local(hidden, head, labels):
-            flat, named = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-            _, lse = losses.cross_entropy(flat, head, named, ignore=IGNORED, return_log_sum_exp=True)
-            rows = head[jnp.maximum(named, 0)].astype(flat.dtype)
-            logits = jnp.einsum("td,td->t", flat, rows, preferred_element_type=jnp.float32)
-            return jnp.where(named == IGNORED, 0, logits - lse).reshape(labels.shape).sum(1)
-
-        axes = [("batch", None, None), (None, None), ("batch", None)]
-        return shard.per_shard(local, axes, ("batch",))(hidden, head, labels)
+        return next_token.log_likelihood(hidden, model.head(variables), task.labels(text))
