@@ -68,6 +68,44 @@ def test_the_published_mask_is_shifted_by_one(variables):
     assert np.abs(legacy[1] - right[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("pooler", ["first", "cascade"])
+def test_cached_logits_are_those_of_whole_texts(pooler, parameters):
+    """Of prompts of three and one tokens, and of every token after them; one row's text ends in padding."""
+    model = of_part("image", pooler=pooler)
+    variables, text = parameters(model), jnp.array(TEXT[:2])
+    prompt = text[:, :3].at[1, 1:].set(0)
+
+    @jax.jit
+    def whole(variables):
+        image = model.encode_image(variables, IMAGE[:2])[1]["tokens"]
+        hidden = model.decode(variables, image, model.encode_text(variables, text)[1]["tokens"])
+        return hidden @ model.head(variables).T
+
+    @jax.jit
+    def cached(variables):
+        image = model.encode_image(variables, IMAGE[:2])[1]["tokens"]
+        logits, cache = model.start_captions(variables, image, prompt, 6)
+        found = [logits]
+        for _ in range(2):
+            following = text[jnp.arange(2), cache["length"]]
+            logits, cache = model.extend(variables, following, cache)
+            found.append(logits)
+        return jnp.stack(found, axis=1), cache
+
+    wanted = whole(variables)
+    found, cache = cached(variables)
+    np.testing.assert_allclose(found[0], wanted[0, 2:5], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1], wanted[1, :3], rtol=1e-5, atol=1e-5)
+    assert cache["length"].tolist() == [5, 3]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(cache)} == {2}
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_texts_that_have_no_room_are_refused(size, variables):
+    with pytest.raises(UserError, match=f"prompts of 3 tokens in texts of {size}: the model has length=6"):
+        TINY.start_captions(variables, np.zeros((8, 3, 8), np.float32), TEXT[:, :3], size)
+
+
 def test_what_is_predicted_comes_from_the_image_and_the_tokens_before(variables):
     def hidden(image, text):
         image_tokens = TINY.encode_image(variables, image)[1]["tokens"]

@@ -20,12 +20,15 @@ from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.tower import Stack, check
 from vlm_jax.models.two_tower import TwoTower, Variables
 from vlm_jax.models.vit import ViT
+from vlm_jax.nn import cache as caches
 from vlm_jax.nn import pool, shard
 from vlm_jax.nn.cross_attention import AttentionalPooler
 from vlm_jax.nn.decoder import Decoder
 from vlm_jax.nn.embed import TextEmbed, VocabularyHead
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.initializers import Initializers
+
+Cache = dict[str, Any]  # nested dicts of arrays, the batch first; see `nn.cache`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +161,18 @@ class TextTower(TextTransformer):
         out = out if self.out_dim is None else self._parts["head"](params["head"], out)
         return out, {"taps": {tap: outputs[tap] for tap in taps}, "tokens": x[:, :-1]}
 
+    def start(self, params: Params, rows: int, size: int) -> Cache:
+        """An empty cache for `extend`: `rows` texts with room for `size` tokens each."""
+        return self._blocks.start(params["blocks"], rows, size)
+
+    def extend(
+        self, params: Params, x: Int[Array, "batch time"], cache: Cache, length: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch time width"], Cache]:
+        """`aux["tokens"]` of tokens that follow the first `length` of each text, and the cache with theirs."""
+        x = self._parts["embed"](params["embed"], x, length[:, None] + jnp.arange(x.shape[1]), method="packed")
+        stream, cache = self._blocks.extend(params["blocks"], x, cache, length)
+        return sum(stream), cache
+
     def real(self, text: Int[Array, "batch time"]) -> Array:
         """True where a token is not padding; an end token that is also what pads is real where it stands first."""
         return pool.real_tokens(text, self.pad_id, self.eos_id)
@@ -199,6 +214,17 @@ class CaptionDecoder(Stack):
         """What the head is applied to, of each text token; a token sees those before it, and all of the image."""
         stream, _ = self._blocks.stream(params["blocks"], text, None, image)
         return self._parts["ln_post"](params["ln_post"], *stream, method="of_sum")
+
+    def start(self, params: Params, image: Float[Array, "batch context context_dim"], size: int) -> Cache:
+        """A cache for `extend` that has the image's keys and values, and room for `size` tokens of each text."""
+        return self._blocks.start(params["blocks"], image.shape[0], size, image)
+
+    def extend(
+        self, params: Params, text: Float[Array, "batch time dim"], cache: Cache, length: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch time dim"], Cache]:
+        """What `apply` gives for tokens that follow the first `length` of each text, and the cache with theirs."""
+        stream, cache = self._blocks.extend(params["blocks"], text, cache, length)
+        return self._parts["ln_post"](params["ln_post"], *stream, method="of_sum"), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +289,49 @@ class CoCa(TwoTower):
           text_tokens: `aux["tokens"]` of `encode_text`, or the first of them.
         """
         return self.decoder.apply(variables["params"]["decoder"], image_tokens, text_tokens)
+
+    def start_captions(
+        self,
+        variables: Variables,
+        image_tokens: Float[Array, "batch context context_dim"],
+        prompt: Int[Array, "batch time"],
+        size: int,
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """f32 logits of the token after each prompt, and the cache that `extend` takes.
+
+        Args:
+          image_tokens: `aux["tokens"]` of `encode_image`.
+          prompt: at least one token a row, padded on the right.
+          size: of the longest text, prompt and all.
+
+        Raises:
+          UserError: the model has no positions for so long a text, or it has no room for the prompts.
+        """
+        if not prompt.shape[1] <= size <= self.text.length:
+            raise UserError(
+                f"prompts of {prompt.shape[1]} tokens in texts of {size}: the model has length={self.text.length}."
+            )
+        params, rows = variables["params"], prompt.shape[0]
+        cache = {
+            "text": self.text.start(params["text"], rows, size),
+            "decoder": self.decoder.start(params["decoder"], image_tokens, size),
+            "length": jnp.zeros(rows, jnp.int32),
+        }
+        return self._extend(variables, prompt, cache, self.text.real(prompt).sum(axis=1, dtype=jnp.int32))
+
+    def extend(
+        self, variables: Variables, tokens: Int[Array, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """f32 logits of the token after these, one for each row, and the cache with theirs."""
+        return self._extend(variables, tokens[:, None], cache, jnp.ones_like(tokens))
+
+    def _extend(self, variables: Variables, text: Array, cache: Cache, count: Int[Array, " batch"]):
+        """Of each row of `text` the first `count` tokens are added."""
+        params, length = variables["params"], cache["length"]
+        tokens, of_text = self.text.extend(params["text"], text, cache["text"], length)
+        hidden, of_decoder = self.decoder.extend(params["decoder"], tokens, cache["decoder"], length)
+        cache = {"text": of_text, "decoder": of_decoder, "length": length + count}
+        return caches.next_logits(hidden, self.head(variables), count), cache
 
     def head(self, variables: Variables) -> Float[Array, "vocab dim"]:
         """One row for each token of the vocabulary, for `losses.cross_entropy`."""

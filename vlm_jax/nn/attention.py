@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.nn import cache as caches
 from vlm_jax.nn import kernels, shard
 from vlm_jax.nn.initializers import Initializers
 from vlm_jax.nn.layers import linear
@@ -99,3 +100,18 @@ class SelfAttention(nnx.Module):
         by_name = lambda *arrays: core(**dict(zip(operands, arrays)))
         checked = x.shape[1] < kernels.SPLASH_FROM
         return self.out(shard.per_shard(by_name, axes, tokens, checked=checked)(*arrays), bias_gradient=bias_gradient)
+
+    def start(self, rows: int, size: int) -> Float[Array, "rows size two_dim"]:
+        """An empty cache of `rows` sequences with room for `size` tokens each; see `nn.cache`."""
+        empty = jnp.zeros((rows, size, 2 * self.out.kernel.shape[0]), self.out.dtype)
+        return shard.constrain(empty, "batch", None, "heads")
+
+    def extend(
+        self, x: Float[Array, "batch time dim"], cache: Float[Array, "batch size two_dim"], length: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch time dim"], Float[Array, "batch size two_dim"]]:
+        """What causal attention gives for the tokens after the first `length`, and the cache with theirs."""
+        num_heads = shard.part(self.num_heads, "heads", "attention heads")
+        core = functools.partial(caches.attend_after, num_heads=num_heads)
+        tokens = ("batch", None, "heads")
+        out, cache = shard.per_shard(core, [tokens, tokens, ("batch",)], [tokens, tokens])(self.qkv(x), cache, length)
+        return self.out(out), cache

@@ -62,21 +62,27 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], context: Float[Array, "batch context context_dim"]
     ) -> Float[Array, "batch time dim"]:
-        return self._attend(self.q(x), ("batch", None, "heads"), context)
+        return self.to(x, self.kv(context))
+
+    def to(
+        self, x: Float[Array, "batch time dim"], kv: Float[Array, "batch context two_dim"]
+    ) -> Float[Array, "batch time dim"]:
+        """The same, of a context whose keys and values are there already."""
+        return self._attend(self.q(x), ("batch", None, "heads"), kv)
 
     def of_queries(
         self, queries: Float[Array, "time dim"], context: Float[Array, "batch context context_dim"]
     ) -> Float[Array, "batch time dim"]:
         """The same for queries that all rows share."""
         queries = self.q(queries[None, None])[0, 0]  # a batch of one, which no device takes a part of
-        return self._attend(queries, (None, "heads"), context)
+        return self._attend(queries, (None, "heads"), self.kv(context))
 
-    def _attend(self, query: Query, axes: Sequence[str | None], context: Array) -> Float[Array, "batch time dim"]:
+    def _attend(self, query: Query, axes: Sequence[str | None], kv: Array) -> Float[Array, "batch time dim"]:
         num_heads = shard.part(self.num_heads, "heads", "heads of the cross-attention")
         core = functools.partial(cross_attend, num_heads=num_heads)
         core = jax.checkpoint(core) if self.remat else core
         tokens = ("batch", None, "heads")
-        return self.out(shard.per_shard(core, [axes, tokens], tokens)(query, self.kv(context)))
+        return self.out(shard.per_shard(core, [axes, tokens], tokens)(query, kv))
 
 
 class AttentionalPooler(nnx.Module):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlm_jax.nn.attention import Mask
 from vlm_jax.nn.cross_attention import CrossAttention
@@ -37,8 +37,21 @@ class CrossBlock(nnx.Module):
         pending: Float[Array, "batch time dim"],
         context: Float[Array, "batch context context_dim"],
     ) -> Stream:
+        return self.to(x, pending, self.keys_values(context))
+
+    def keys_values(self, context: Float[Array, "batch context context_dim"]) -> Float[Array, "batch context two_dim"]:
+        """What the block needs of the context, whatever the tokens are."""
+        return self.attn.kv(self.ln_context.of_sum(context, None))
+
+    def to(
+        self,
+        x: Float[Array, "batch time dim"],
+        pending: Float[Array, "batch time dim"],
+        kv: Float[Array, "batch context two_dim"],
+    ) -> Stream:
+        """The same, of a context whose keys and values are there already."""
         x, h = self.ln1.add(x, pending)
-        x, h = self.ln2.add(x, self.attn(h, self.ln_context.of_sum(context, None)))
+        x, h = self.ln2.add(x, self.attn.to(h, kv))
         return x, self.mlp(h)
 
 
@@ -58,10 +71,25 @@ class DecoderLayer(nnx.Module):
     ) -> Stream:
         return self.cross(*self.causal(x, pending, mask), context)
 
+    def start(self, rows: int, size: int, context: Float[Array, "batch context context_dim"]) -> dict[str, Array]:
+        """Room for the tokens' keys and values, and those of the context."""
+        return {"tokens": self.causal.start(rows, size), "context": self.cross.keys_values(context)}
+
+    def extend(
+        self,
+        x: Float[Array, "batch time dim"],
+        pending: Float[Array, "batch time dim"] | None,
+        cache: dict[str, Array],
+        length: Int[Array, " batch"],
+    ) -> tuple[Stream, dict[str, Array]]:
+        """See `Block.extend`."""
+        stream, tokens = self.causal.extend(x, pending, cache["tokens"], length)
+        return self.cross.to(*stream, cache["context"]), cache | {"tokens": tokens}
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoder(Transformer):
-    """`depth` equal decoder layers; `apply` and `stream` take the context after the mask."""
+    """`depth` equal decoder layers; `apply` and `stream` take the context after the mask, `start` after the size."""
 
     context_width: int = dataclasses.field(kw_only=True)
 

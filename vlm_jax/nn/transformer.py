@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlm_jax import tree
 from vlm_jax.errors import UserError
@@ -72,6 +73,23 @@ class Block(nnx.Module):
         x, h = self.ln2.add(x, branch, self.attn.out.bias[...] if by_norm else None)
         return x, _scaled(self.mlp(h), self.ls2)
 
+    def start(self, rows: int, size: int) -> Array:
+        """See `SelfAttention.start`."""
+        return self.attn.start(rows, size)
+
+    def extend(
+        self,
+        x: Float[Array, "batch time dim"],
+        pending: Float[Array, "batch time dim"] | None,
+        cache: Array,
+        length: Int[Array, " batch"],
+    ) -> tuple[Stream, Array]:
+        """What the block gives for tokens after the first `length`, and the cache with theirs."""
+        x, h = self.ln1.add(x, pending)
+        attended, cache = self.attn.extend(h, cache, length)
+        x, h = self.ln2.add(x, _scaled(attended, self.ls1))
+        return (x, _scaled(self.mlp(h), self.ls2)), cache
+
 
 def _scaled(branch: Float[Array, "batch time dim"], scale: nnx.Param | None) -> Float[Array, "batch time dim"]:
     """A branch times its LayerScale (Touvron et al. 2021, arXiv:2103.17239), whose gradient is summed in f32."""
@@ -115,13 +133,16 @@ class Transformer:
         stacked = jax.vmap(self._block.init)(jax.random.split(key, self.depth))
         if self.scan:
             return stacked
-        names = [tree.layer_name(self.depth, i) for i in range(self.depth)]
-        return {name: jax.tree.map(operator.itemgetter(i), stacked) for i, name in enumerate(names)}
+        return {name: jax.tree.map(operator.itemgetter(i), stacked) for i, name in enumerate(self._names)}
 
     @property
     def tap_names(self) -> tuple[str, ...]:
         """Names under which `apply` can return the output of each block."""
-        return tuple(f"blocks/{tree.layer_name(self.depth, i)}" for i in range(self.depth))
+        return tuple(f"blocks/{name}" for name in self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return [tree.layer_name(self.depth, i) for i in range(self.depth)]
 
     def apply(
         self,
@@ -173,3 +194,36 @@ class Transformer:
                 if name in taps:
                     outputs[name] = sum(stream)
         return stream, outputs
+
+    def start(self, params: Params, rows: int, size: int, *context: Array) -> dict[str, Any]:
+        """An empty cache for `extend`, of `rows` sequences with room for `size` tokens each.
+
+        What blocks of a subclass need of their `context` is computed once, and is in it.
+        """
+        one = lambda params: self._block(params, rows, size, *context, method="start")
+        if self.scan:
+            return _swapped(jax.lax.map(one, params))
+        return {name: one(params[name]) for name in self._names}
+
+    def extend(
+        self, params: Params, x: Float[Array, "batch time dim"], cache: dict[str, Any], length: Int[Array, " batch"]
+    ) -> tuple[Stream, dict[str, Any]]:
+        """The stream of tokens that come after the first `length` of each row, and the cache with theirs.
+
+        It is what `stream` gives for causal blocks, up to rounding.
+        """
+        block = functools.partial(self._block, method="extend")
+        if self.scan:
+            one = lambda stream, layer: block(layer[0], *stream, layer[1], length)
+            layers = params, _swapped(cache)
+            stream, cache = jax.lax.scan(one, (x, jnp.zeros_like(x)), layers, length=self.depth)
+            return stream, _swapped(cache)
+        stream, out = (x, None), {}
+        for name in self._names:
+            stream, out[name] = block(params[name], *stream, cache[name], length)
+        return stream, out
+
+
+def _swapped(cache: Any) -> Any:
+    """Layers first, as a scan has them, from the batch first, as a cache has it; or back."""
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), cache)
