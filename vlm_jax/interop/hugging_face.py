@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError, closest
-from vlm_jax.interop import names, tensors
+from vlm_jax.interop import language, names, tensors
 from vlm_jax.interop.imported import Fields, Source, complete, read_json
 from vlm_jax.interop.table import Table
 from vlm_jax.models.text import TextTransformer
@@ -257,6 +257,7 @@ FAMILIES: dict[str, Family] = {
     "vit": Family(_vit, _vit_table, (r"pooler\..*", r".*mask_token"), _CURRENT_VIT),
     "dinov2": Family(_dinov2, _dinov2_table, (r"embeddings\.mask_token",)),
     "dinov2_with_registers": Family(_dinov2, _dinov2_table, (r"embeddings\.mask_token",)),
+    **dict.fromkeys(language.KINDS, Family(language.model, lambda model: names.LLAMA, language.IGNORED, language.BARE)),
 }
 
 

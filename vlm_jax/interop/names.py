@@ -113,6 +113,25 @@ def dinov2(swiglu: bool) -> Table:
     return _VIT_STEM + registers + within("blocks/{layer}/", "encoder.layer.{layer}.", block)
 
 
+LLAMA = (
+    leaf("embed/token", "model.embed_tokens.weight")
+    + within(
+        "blocks/{layer}/",
+        "model.layers.{layer}.",
+        norm("ln1", "input_layernorm")
+        + linear("attn/q", "self_attn.q_proj")
+        + linear("attn/kv", "self_attn.k_proj", "self_attn.v_proj")
+        + norm("attn/q_norm", "self_attn.q_norm")
+        + norm("attn/k_norm", "self_attn.k_norm")
+        + linear("attn/out", "self_attn.o_proj")
+        + norm("ln2", "post_attention_layernorm")
+        + linear("mlp/fc1", "mlp.gate_proj", "mlp.up_proj")
+        + linear("mlp/fc2", "mlp.down_proj"),
+    )
+    + norm("ln_post", "model.norm")
+    + leaf("head/embedding", "lm_head.weight")
+)
+
 # open_clip
 
 _OPEN_CLIP_BLOCK = (

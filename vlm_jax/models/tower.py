@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -78,9 +78,11 @@ class Stack(abc.ABC):
     def __post_init__(self):
         self.validate()
 
+    sizes: ClassVar[Mapping[str, Size]] = SIZES
+
     def validate(self) -> None:
         """Raises UserError where fields do not fit each other."""
-        check("size", self.size, SIZES)
+        check("size", self.size, self.sizes)
         for field, value in self.geometry._asdict().items():
             if value < 1:
                 raise UserError(f"{field}={value} must be at least 1.")
@@ -96,7 +98,7 @@ class Stack(abc.ABC):
     @functools.cached_property
     def geometry(self) -> Size:
         """Width, depth, MLP width and heads, after the overrides."""
-        size = SIZES[self.size]
+        size = self.sizes[self.size]
         if self.width is not None:
             size = size._replace(width=self.width, mlp_dim=4 * self.width, num_heads=max(1, self.width // 64))
         given = {field: getattr(self, field) for field in ("depth", "mlp_dim", "num_heads")}

@@ -38,8 +38,14 @@ def _normal(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "
     return wide, 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
 
 
+def squared_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`max(x, 0)^2` (Primer: So et al. 2021, arXiv:2109.08668); Persimmon's, and so Fuyu's."""
+    return jnp.square(jax.nn.relu(x))
+
+
 ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
+    "squared_relu": squared_relu,
 }

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import he_normal, lecun_normal, normal
+from jax.nn.initializers import Initializer, he_normal, lecun_normal, normal
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
@@ -233,8 +233,20 @@ class TextEmbed(nnx.Module):
         return shard.constrain(x.astype(self.dtype), "batch", None, "embed")
 
 
+class TokenEmbed(nnx.Module):
+    """Token embeddings without positions. An id outside the vocabulary gives NaN, not another token's vector."""
+
+    def __init__(self, vocab_size: int, width: int, *, dtype: str, init: Initializers, rngs: nnx.Rngs):
+        self.token = nnx.Param(init.token(rngs.params(), (vocab_size, width)))
+        self.dtype = dtype
+
+    def __call__(self, text: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
+        return shard.constrain(take_rows(self.token[...], text, self.dtype).astype(self.dtype), "batch", None, "embed")
+
+
 class VocabularyHead(nnx.Module):
     """The matrix of a linear classifier over a vocabulary, a row a token; losses apply it block by block."""
 
-    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (vocab_size, width)))
+    def __init__(self, vocab_size: int, width: int, *, init: Initializer | None = None, rngs: nnx.Rngs):
+        init = init or normal(width**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (vocab_size, width)))

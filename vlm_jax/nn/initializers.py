@@ -1,4 +1,4 @@
-"""Initial weights of a transformer block, after big_vision ("jax") or open_clip ("clip")."""
+"""Initial weights of a transformer block, after big_vision ("jax"), open_clip ("clip") or GPT-2 ("gpt")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 from jax.nn.initializers import Initializer, lecun_normal, normal, variance_scaling, xavier_uniform, zeros
 
-STYLES = ("jax", "clip")
+STYLES = ("jax", "clip", "gpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,14 @@ def initializers(style: str, *, width: int, depth: int) -> Initializers:
     "jax" is what big_vision trains SigLIP from: Xavier-uniform kernels (query, key and value each as its own
     matrix, though they are stored fused) and positions of standard deviation `width**-0.5`. "clip" is the table of
     the CLIP paper's code, section 2.5: standard deviations that shrink with depth on the way into the residual stream;
-    open_clip leaves vision blocks to its framework's defaults, here they get the same table.
+    open_clip leaves vision blocks to its framework's defaults, here they get the same table. "gpt" is what language
+    models start from: standard deviation 0.02, on the way into the residual stream divided by the square root of the
+    number of branches (Radford et al. 2019, section 2.3).
     """
+    if style == "gpt":
+        residual = normal(0.02 * (2 * depth) ** -0.5)
+        others = ("qkv", "fc1", "head", "token", "image_posemb", "text_posemb", "cls")
+        return Initializers(out=residual, fc2=residual, **dict.fromkeys(others, normal(0.02)))
     if style == "clip":
         residual = normal(width**-0.5 * (2 * depth) ** -0.5)
         return Initializers(

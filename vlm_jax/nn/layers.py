@@ -47,6 +47,28 @@ class LayerNorm(nnx.LayerNorm):
         return shard.per_shard(fused, axes, (rows, rows) if with_sum else rows)(*arguments)
 
 
+class RmsNorm(nnx.RMSNorm):
+    """`x / rms(x) * scale` with statistics in f32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    def add(
+        self, x: Float[Array, "batch *time dim"], y: Float[Array, "batch *time dim"] | None
+    ) -> tuple[Float[Array, "batch *time dim"], Float[Array, "batch *time dim"]]:
+        """`s = x + y`, and the norm of `s`; no `y` is zero."""
+        x = x if y is None else x + y
+        return x, self(x)
+
+    def of_sum(
+        self, x: Float[Array, "batch *time dim"], y: Float[Array, "batch *time dim"] | None
+    ) -> Float[Array, "batch *time dim"]:
+        """The norm alone of `x + y`."""
+        return self.add(x, y)[1]
+
+
+def rms_norm(width: int, *, epsilon: float, dtype: str, rngs: nnx.Rngs) -> RmsNorm:
+    """An RMSNorm over the last axis."""
+    return RmsNorm(width, epsilon=epsilon, dtype=jnp.dtype(dtype), rngs=rngs)
+
+
 def layer_norm(width: int, *, epsilon: float, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
     """A LayerNorm over the last axis."""
     return LayerNorm(width, epsilon=epsilon, dtype=jnp.dtype(dtype), rngs=rngs)

@@ -25,9 +25,20 @@ def perceptron(width: int, hidden: int, *, activation: str, **options) -> Mlp | 
 class SwiGlu(nnx.Module):
     """`fc2(silu(gate) up)`, where `[gate | up] = fc1(x)`; `remat` computes the product again in the backward pass."""
 
-    def __init__(self, width: int, hidden: int, *, remat: bool = False, dtype: str, init: Initializers, rngs: nnx.Rngs):
-        self.fc1 = linear(width, 2 * hidden, axes=AXES1, groups=2, init=init.fc1, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, axes=AXES2, init=init.fc2, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        bias: bool = True,
+        remat: bool = False,
+        dtype: str,
+        init: Initializers,
+        rngs: nnx.Rngs,
+    ):
+        options = {"bias": bias, "dtype": dtype, "rngs": rngs}
+        self.fc1 = linear(width, 2 * hidden, axes=AXES1, groups=2, init=init.fc1, **options)
+        self.fc2 = linear(hidden, width, axes=AXES2, init=init.fc2, **options)
         self.remat = remat
 
     def __call__(self, x: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:

@@ -44,9 +44,13 @@ def long_attention(
 
 def _kernel(num_heads: int, time: int, causal: bool, interpret: bool):
     mask = (splash_attention.CausalMask if causal else splash_attention.FullMask)((time, time))
+    return splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([mask] * num_heads), block_sizes=block_sizes(time), interpret=interpret
+    )
+
+
+def block_sizes(time: int) -> splash_attention.BlockSizes:
+    """The largest blocks that divide a time, which is a multiple of 128."""
     block = max(n for n in range(MULTIPLE, BLOCK + 1, MULTIPLE) if time % n == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes = splash_attention.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block))
-    return splash_attention.make_splash_mha_single_device(
-        splash_attention.MultiHeadMask([mask] * num_heads), block_sizes=sizes, interpret=interpret
-    )
+    return splash_attention.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block))

@@ -1,0 +1,194 @@
+"""Blocks of a decoder-only language model: grouped-query attention with rotary positions, and its cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm_jax import tree
+from vlm_jax.nn import kernels, shard
+from vlm_jax.nn.functional import Functional, Params
+from vlm_jax.nn.initializers import Initializers, initializers
+from vlm_jax.nn.layers import layer_norm, linear, rms_norm
+from vlm_jax.nn.rotary import rotate
+from vlm_jax.nn.swiglu import SWIGLU, perceptron
+from vlm_jax.nn.transformer import Stream, Transformer
+
+NORMS = {"rms": rms_norm, "layer": layer_norm}
+TOKENS, HEADS = ("batch", None, "heads"), ("batch", None, "heads", None)
+
+# Of a layer: keys and values of every place, `k` and `v` [batch, places, kv_heads, head_dim].
+LayerCache = dict[str, Float[Array, "batch places kv_heads head_dim"]]
+
+
+class CausalAttention(nnx.Module):
+    """Attention of each token to those before it in its segment, with rotary positions.
+
+    Query heads in line share a head of keys and values where there are fewer of these. `qk_norm` norms each head's
+    query and key before they turn (Dehghani et al. 2023, arXiv:2302.05442, section 2).
+    """
+
+    def __init__(self, config: CausalTransformer, init: Initializers, *, rngs: nnx.Rngs):
+        c = config
+        options = {"dtype": c.dtype, "rngs": rngs}
+        inner, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        self.q = linear(c.width, inner, bias=c.qkv_bias, axes=("embed", "heads"), init=init.qkv, **options)
+        self.kv = linear(c.width, 2 * keys, bias=c.qkv_bias, axes=("rows", "heads"), groups=2, init=init.qkv, **options)
+        self.out = linear(inner, c.width, bias=c.bias, axes=("heads", "embed"), init=init.out, **options)
+        norm = None if c.qk_norm is None else functools.partial(NORMS[c.qk_norm], c.head_dim, epsilon=c.norm_eps)
+        self.q_norm = None if norm is None else norm(**options)
+        self.k_norm = None if norm is None else norm(**options)
+        self.config = c
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time dim"],
+        positions: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"],
+        prefix: Bool[Array, "batch time"] | None,
+    ) -> Float[Array, "batch time dim"]:
+        c = self.config
+
+        def core(q, kv, positions, segment_ids, prefix=None):
+            query, key, value = self._heads(q, kv, positions)
+            if prefix is None:
+                out = kernels.causal_attention(query, key, value, segment_ids)
+            else:
+                mask = kernels.seen_by(segment_ids, prefix)[:, None]
+                out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+            return out.reshape(*q.shape[:2], -1)
+
+        core = jax.checkpoint(core) if c.remat == "attention" else core
+        arguments = [self.q(x), self.kv(x), positions, segment_ids] + ([] if prefix is None else [prefix])
+        axes = [TOKENS, TOKENS] + [("batch", None)] * (len(arguments) - 2)
+        return self.out(shard.per_shard(core, axes, TOKENS, checked=False)(*arguments))
+
+    def extend(
+        self, x: Float[Array, "batch time dim"], positions: Int[Array, "batch time"], cache: LayerCache
+    ) -> tuple[Float[Array, "batch time dim"], LayerCache]:
+        """The same for tokens after those of a cache, whose places `positions` they take."""
+
+        def core(q, kv, positions, k, v):
+            query, key, value = self._heads(q, kv, positions)
+            row = jnp.arange(len(q))[:, None]
+            k, v = k.at[row, positions].set(key), v.at[row, positions].set(value)
+            seen = jnp.arange(k.shape[1]) <= positions[..., None]
+            out = jax.nn.dot_product_attention(query, k, v, mask=seen[:, None])
+            return out.reshape(*q.shape[:2], -1), k, v
+
+        axes = [TOKENS, TOKENS, ("batch", None), HEADS, HEADS]
+        run = shard.per_shard(core, axes, (TOKENS, HEADS, HEADS))
+        out, k, v = run(self.q(x), self.kv(x), positions, cache["k"], cache["v"])
+        return self.out(out), {"k": k, "v": v}
+
+    def _heads(self, q: Array, kv: Array, positions: Array) -> tuple[Array, Array, Array]:
+        """Query, key and value of a device's heads, normed and turned."""
+        c = self.config
+        batch, time, _ = q.shape
+        query = q.reshape(batch, time, -1, c.head_dim)
+        key, value = jnp.unstack(kv.reshape(batch, time, 2, -1, c.head_dim), axis=2)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        turn = functools.partial(rotate, positions=positions, theta=c.rope_theta, fraction=c.rotary)
+        return turn(query), turn(key), value
+
+
+class CausalBlock(nnx.Module):
+    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`; the stream is that of `transformer.Block`."""
+
+    def __init__(self, config: CausalTransformer, init: Initializers, *, rngs: nnx.Rngs):
+        c = config
+        norm = functools.partial(NORMS[c.norm], c.width, epsilon=c.norm_eps, dtype=c.dtype, rngs=rngs)
+        self.ln1, self.ln2 = norm(), norm()
+        self.attn = CausalAttention(c, init, rngs=rngs)
+        options = {"activation": c.activation, "remat": c.remat in ("mlp", "block")}
+        options |= {"bias": c.bias} if c.activation == SWIGLU else {}
+        self.mlp = perceptron(c.width, c.mlp_dim, **options, dtype=c.dtype, init=init, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time dim"],
+        pending: Float[Array, "batch time dim"] | None,
+        segment_ids: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"],
+        prefix: Bool[Array, "batch time"] | None = None,
+    ) -> Stream:
+        x, h = self.ln1.add(x, pending)
+        x, h = self.ln2.add(x, self.attn(h, positions, segment_ids, prefix))
+        return x, self.mlp(h)
+
+    def extend(
+        self,
+        x: Float[Array, "batch time dim"],
+        pending: Float[Array, "batch time dim"] | None,
+        positions: Int[Array, "batch time"],
+        cache: LayerCache,
+    ) -> tuple[Stream, LayerCache]:
+        """The same for tokens after those of a cache."""
+        x, h = self.ln1.add(x, pending)
+        attended, cache = self.attn.extend(h, positions, cache)
+        x, h = self.ln2.add(x, attended)
+        return (x, self.mlp(h)), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTransformer(Transformer):
+    """`depth` equal blocks of a decoder. `apply` and `stream` take segments as their mask, then positions and prefix.
+
+    Attributes (besides those of `Transformer`):
+      num_kv_heads, head_dim: heads of keys and values, and the width of each head.
+      norm, qk_norm: "rms" or "layer"; of queries and keys None for none.
+      bias: of the output projection and the perceptron.
+      rope_theta, rotary: see `rotary.rotate`.
+    """
+
+    num_kv_heads: int = dataclasses.field(kw_only=True)
+    head_dim: int = dataclasses.field(kw_only=True)
+    norm: str = "rms"
+    qk_norm: str | None = None
+    bias: bool = False
+    rope_theta: float = 10_000.0
+    rotary: float = 1.0
+
+    @functools.cached_property
+    def _block(self) -> Functional:
+        return Functional(CausalBlock, self, initializers(self.init_style, width=self.width, depth=self.depth))
+
+    def cache(self, batch: int, places: int) -> dict[str, Any]:
+        """An empty cache: leaves have the batch in front; those of scanned layers have the layers behind it."""
+        shape = (batch, places, self.num_kv_heads, self.head_dim)
+        if self.scan:
+            shape = (batch, self.depth, *shape[1:])
+        layer = {name: jnp.zeros(shape, jnp.dtype(self.dtype)) for name in ("k", "v")}
+        return layer if self.scan else {tree.layer_name(self.depth, i): layer for i in range(self.depth)}
+
+    def extend(
+        self,
+        params: Params,
+        x: Float[Array, "batch time dim"],
+        positions: Int[Array, "batch time"],
+        cache: dict[str, Any],
+    ) -> tuple[Stream, dict[str, Any]]:
+        """The residual stream of tokens after those of a cache, and the cache with them at their positions."""
+        block = functools.partial(self._block, method="extend")
+        if self.scan:
+
+            def layer(carry, layer):
+                (stream, cache), (params, index) = carry, layer
+                own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, keepdims=False), cache)
+                stream, own = block(params, *stream, positions, own)
+                put = lambda leaf, part: jax.lax.dynamic_update_index_in_dim(leaf, part, index, 1)
+                return (stream, jax.tree.map(put, cache, own)), None
+
+            start = ((x, jnp.zeros_like(x)), cache)
+            return jax.lax.scan(layer, start, (params, jnp.arange(self.depth)))[0]
+        stream, extended = (x, None), {}
+        for name in cache:
+            stream, extended[name] = block(params[name], *stream, positions, cache[name])
+        return stream, extended
