@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from vlm_jax import mesh as meshes
 from vlm_jax.data.image import ImageTransform
@@ -103,15 +104,47 @@ def embed_source(
     Args:
       more: other entries of the records that become columns, integers, and the shape of each.
     """
+    vectors, columns = [], []
+    for batch in placed_batches(source, image, batch_size, mesh, more):
+        vectors.append(meshes.gather(function(batch.pixels), mesh)[batch.keep])
+        columns.append(batch.columns)
+    return Embedded(np.concatenate(vectors), joined(columns))
+
+
+class Placed(NamedTuple):
+    """A batch of a source's images on the devices.
+
+    Attributes:
+      pixels: what a model takes for its images, of all processes.
+      columns: `index` and the other columns of the rows that are kept.
+      keep: [rows], False past the end and where a record is unreadable.
+      index: the records of the rows that this process holds; 0 where nothing is kept.
+      place: puts arrays whose rows belong to those of `index` beside the images.
+    """
+
+    pixels: Any
+    columns: dict[str, np.ndarray]
+    keep: Bool[np.ndarray, " rows"]
+    index: Int[np.ndarray, " local"]
+    place: Callable[[np.ndarray], jax.Array]
+
+
+def placed_batches(
+    source: Any, image: ImageTransform, batch_size: int, mesh: Mesh, more: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[Placed]:
+    """Batches of a whole source in order, all of one size; `more` as `embed_source` has it."""
     size = rounded(min(batch_size, len(source)), mesh)
     mine = meshes.local_rows(mesh, size)
-    vectors, columns = [], {}
+    place = lambda rows: meshes.put({"rows": rows}, mine, size, mesh)["rows"]
     for batch in evaluation_batches(source, image, batch_size=size, rows=mine, more=more):
         names = [name for name in batch if name.partition("/")[0] == "image"]  # of NaFlex patches and where they lie
         pixels = meshes.put({name.removeprefix("image/"): batch.pop(name) for name in names}, mine, size, mesh)
         whole = {name: meshes.gather(x, mesh) for name, x in meshes.put(batch, mine, size, mesh).items()}
         keep = whole.pop("mask")
-        vectors.append(meshes.gather(function(pixels.get("image", pixels)), mesh)[keep])
-        for name, values in whole.items():
-            columns.setdefault(name, []).append(values[keep])
-    return Embedded(np.concatenate(vectors), {name: np.concatenate(parts) for name, parts in columns.items()})
+        columns = {name: values[keep] for name, values in whole.items()}
+        yield Placed(pixels.get("image", pixels), columns, keep, batch["index"], place)
+
+
+def joined(columns: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns of batches one after the other."""
+    return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate.base import TIE, Evaluator, Predict, Result, embed_rows, embed_source
+from vlm_jax.evaluate.readers.base import Choice
 from vlm_jax.report.artifacts import Table
 
+Scored = tuple[int, Choice, Float[np.ndarray, "texts"]]  # the record, and a score of each of its texts
 MOST_SUBSETS = 16  # with more, each is in the table alone and no metric of its own
 
 
@@ -33,32 +36,46 @@ class Choose(Evaluator):
     least: int = 1
     left_out: tuple[str, ...] = ()
 
+    TIE: ClassVar[float] = TIE
+
     def __call__(self, predict: Predict, mesh: Mesh) -> Result:
         """`accuracy` over all cases, `macro` the mean over subsets, `SUBSET` of each; `examples`, the cases scored."""
-        images = embed_source(predict["image_embedding"], self.source, self.image, self.batch_size, mesh)
-        found = [
-            (row, record, choice)
-            for row, record in enumerate(images.columns["index"].tolist())
-            for choice in self.source.choices(record)
-        ]
-        if not found:
-            raise UserError(f"Choose: none of the {len(self.source)} images of {self.source.name} can be read.")
-        texts = sorted({text for _, _, choice in found for text in choice.texts})
-        place = {text: k for k, text in enumerate(texts)}
-        embedded = embed_rows(predict["text_embedding"], self.text(texts), self.batch_size, mesh)
-        right, answers = [], []
-        for row, _, choice in found:
-            scores = embedded[[place[text] for text in choice.texts]] @ images.vectors[row]
-            right.append(bool((scores[0] > scores[1:] + TIE).all()))
+        right, answers, found = [], [], self.scored(predict, mesh)
+        for _, choice, scores in found:
+            right.append(bool((scores[0] > scores[1:] + self.TIE).all()))
             answers.append(choice.texts[0 if right[-1] else 1 + int(scores[1:].argmax())])
         rows = {
-            "index": np.array([record for _, record, _ in found]),
+            "index": np.array([record for record, _, _ in found]),
             "accuracy": np.array(right),
-            "subset": np.array([choice.subset for _, _, choice in found]),
-            "truth": np.array([choice.texts[0] for _, _, choice in found]),
+            "subset": np.array([choice.subset for _, choice, _ in found]),
+            "truth": np.array([choice.texts[0] for _, choice, _ in found]),
             "answer": np.array(answers),
         }
         return self._result(rows)
+
+    def scored(self, predict: Predict, mesh: Mesh) -> list[Scored]:
+        """All choices to be made, with a score of each text."""
+        images = embed_source(predict["image_embedding"], self.source, self.image, self.batch_size, mesh)
+        cases = self.cases(images.columns["index"])
+        texts = sorted({text for _, _, choice in cases for text in choice.texts})
+        place = {text: k for k, text in enumerate(texts)}
+        embedded = embed_rows(predict["text_embedding"], self.text(texts), self.batch_size, mesh)
+        return [
+            (record, choice, embedded[[place[text] for text in choice.texts]] @ images.vectors[row])
+            for row, record, choice in cases
+        ]
+
+    def cases(self, records: Int[np.ndarray, "n"]) -> list[tuple[int, int, Choice]]:
+        """The choices of these records: row, record, and what to choose from. Raises UserError where there are none."""
+        found = [
+            (row, record, choice)
+            for row, record in enumerate(records.tolist())
+            for choice in self.source.choices(record)
+        ]
+        if not found:
+            what = f"none of the {len(self.source)} images of {self.source.name} can be read"
+            raise UserError(f"{type(self).__name__}: {what}.")
+        return found
 
     def _result(self, rows: dict[str, np.ndarray]) -> Result:
         parts = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -42,6 +43,8 @@ class ZeroShot(Evaluator):
     class_names: tuple[str, ...] = ()
     bins: int = 15
 
+    TIE: ClassVar[float] = TIE
+
     def validate(self) -> None:
         super().validate()
         if not self.names:
@@ -75,10 +78,9 @@ class ZeroShot(Evaluator):
         `group/NAME` where the source has groups.
         """
         groups = tuple(getattr(self.source, "group_names", ()))
-        embedded = self._embedded(predict, mesh, {"group": ()} if groups else {})
-        labels = embedded.columns["label"]
-        scores = embedded.vectors @ self.classes(predict, mesh).T
-        rank = ranks(scores, labels)
+        found = self.scores(predict, mesh, {"group": ()} if groups else {})
+        scores, labels = found.vectors, found.columns["label"]
+        rank = ranks(scores, labels, self.TIE)
         right = rank == 0
         per_class = [(name, rank[labels == i]) for i, name in enumerate(self.names) if (labels == i).any()]
         metrics = {
@@ -87,7 +89,7 @@ class ZeroShot(Evaluator):
             "examples": float(len(labels)),
         }
         rows = {
-            "index": embedded.columns["index"],
+            "index": found.columns["index"],
             "truth": np.array(self.names)[labels],
             "answer": np.array(self.names)[np.where(right, labels, _best_wrong(scores, labels))],
             "top1": right,
@@ -95,27 +97,36 @@ class ZeroShot(Evaluator):
         if len(self.names) > 5:
             metrics["top5"] = float((rank < 5).mean())
             rows["top5"] = rank < 5
-        if "logit_scale" in predict:
-            scale = float(meshes.gather(predict["logit_scale"](), mesh))
+        if (scale := self.scale(predict, mesh)) is not None:
             rows["confidence"] = softmax(scale * scores).max(1)
             metrics["ece"] = calibration_error(rows["confidence"], right, self.bins)
         if groups:
-            metrics |= by_group(right, embedded.columns["group"], groups)
-            rows["group"] = embedded.columns["group"]
+            metrics |= by_group(right, found.columns["group"], groups)
+            rows["group"] = found.columns["group"]
         shown = [(name, len(r), f"{100 * (r == 0).mean():.1f}%") for name, r in per_class]
         table = Table("accuracy by class", ("class", "images", "top-1"), shown)
         return Result(metrics, {"classes": table}, {"images": rows})
 
-    def _embedded(self, predict: Predict, mesh: Mesh, more: dict[str, tuple[int, ...]]) -> Embedded:
-        """The records that have a class, embedded. Raises UserError where none has, or one is unknown."""
-        source = self.source
-        embedded = embed_source(predict["image_embedding"], source, self.image, self.batch_size, mesh, more)
-        labels = embedded.columns.get("label", np.full(len(embedded.vectors), -1))
+    def scores(self, predict: Predict, mesh: Mesh, more: Mapping[str, tuple[int, ...]]) -> Embedded:
+        """How well every class fits, as `vectors` [n, classes], of the records that have a class."""
+        found = embed_source(predict["image_embedding"], self.source, self.image, self.batch_size, mesh, more)
+        found = self.with_class(found)
+        return dataclasses.replace(found, vectors=found.vectors @ self.classes(predict, mesh).T)
+
+    def scale(self, predict: Predict, mesh: Mesh) -> float | None:
+        """What scores are multiplied by to be logits of the classes; None where that is not known."""
+        return float(meshes.gather(predict["logit_scale"](), mesh)) if "logit_scale" in predict else None
+
+    def with_class(self, found: Embedded) -> Embedded:
+        """The records that have a class. Raises UserError where none has, or one is unknown."""
+        labels = found.columns.get("label", np.full(len(found.vectors), -1))
         if labels.max(initial=-1) < 0 or labels.max() >= len(self.names):
             what = f"a label {labels.max()}" if labels.max(initial=-1) >= 0 else "no label"
-            raise UserError(f"ZeroShot: {source.name} has {what}, where there are {len(self.names)} classes.")
+            raise UserError(
+                f"{type(self).__name__}: {self.source.name} has {what}, where there are {len(self.names)} classes."
+            )
         kept = labels >= 0
-        return Embedded(embedded.vectors[kept], {name: values[kept] for name, values in embedded.columns.items()})
+        return Embedded(found.vectors[kept], {name: values[kept] for name, values in found.columns.items()})
 
 
 def _best_wrong(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
@@ -125,7 +136,9 @@ def _best_wrong(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, 
     return others.argmax(1)
 
 
-def ranks(scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def ranks(
+    scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"], tie: float = TIE
+) -> Int[np.ndarray, "n"]:
     """How many wrong classes score at least as high as the right one: ties (see `TIE`) count against the model."""
     right = np.take_along_axis(scores, labels[:, None], 1)
-    return (scores >= right - TIE).sum(1) - 1
+    return (scores >= right - tie).sum(1) - 1
