@@ -56,6 +56,7 @@ def coca(variant: str, *, size: str, patch_size: int, width: int, num_heads: int
         "tasks.captioning.Captioning",
         contrastive_weight=1.0,
         caption_weight=2.0,
+        bos_id=late("bos_id"),
         model=bind(
             "models.coca.CoCa",
             image=bind("models.coca.ImageTower", **image, **block, out_dim=width, queries=256, pooler="first"),

@@ -27,6 +27,7 @@ def get_config(variant: str = ""):
         equal_captions="positives",
         contrastive_weight=1.0,
         caption_weight=2.0,
+        bos_id=late("bos_id"),
         model=bind(
             "models.coca.CoCa",
             image=bind("models.coca.ImageTower", **image, **pooling, dtype="float32"),

@@ -126,6 +126,8 @@ class Experiment:
             self.clock.steps(evaluator, "every")
             if evaluator.weights == "ema" and self.ema is None:
                 raise UserError(f"config.evals.{name}.weights=ema needs config.ema, for example 0.9999.")
+        if hasattr(self.task, "check_run"):
+            self.task.check_run(self)
         spec = self.task.batch_spec(1)
         if "image" in spec and spec["image"].shape[-2] != self.image.size:
             size = spec["image"].shape[-2]
@@ -190,5 +192,5 @@ def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experime
     if config.get("text") is not None:
         text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
         late |= {"text": text, "tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
-        late |= {"pad_id": text.pad_id, "eos_id": text.eos_id}
+        late |= {"pad_id": text.pad_id, "eos_id": text.eos_id, "bos_id": text.bos_id}
     return configs.build(config, **late)

@@ -11,11 +11,14 @@ import pytest
 
 from vlm_jax import accumulate, flops, losses, partition, tree
 from vlm_jax.errors import UserError
+from vlm_jax.generate import Sampling
 from vlm_jax.mesh import Layout, put
 from vlm_jax.models.coca import CaptionDecoder, CoCa, ImageTower, TextTower
 from vlm_jax.nn import shard
 from vlm_jax.tasks.base import Context
 from vlm_jax.tasks.captioning import Captioning
+
+from ..helpers import small_experiment
 
 BATCH, LENGTH, VOCAB = 8, 6, 16
 SHAPE = {"width": 16, "depth": 1, "num_heads": 2, "dtype": "float32"}
@@ -127,7 +130,7 @@ def test_predicted_likelihoods(devices):
         mesh = layout.make(jax.devices()[:devices])
         v = {"params": jax.device_put(v["params"], partition.shardings(v["params"], layout, mesh, {}))}
     predict = TASK.predict(v)
-    assert set(predict) == {"image_embedding", "text_embedding", "logit_scale", "log_likelihood"}
+    assert set(predict) == {"image_embedding", "text_embedding", "logit_scale", "log_likelihood", "generate"}
     np.testing.assert_allclose(predict["log_likelihood"](images, texts), likelihood, rtol=1e-4)
 
 
@@ -188,3 +191,51 @@ def arrays(jaxpr):
         yield from (v.aval for v in equation.outvars if hasattr(v.aval, "shape"))
         for inner in jax.core.jaxprs_in_params(equation.params):
             yield from arrays(inner)
+
+
+def naive_greedy(v, prompt, most):
+    """The likeliest token after the whole text, again and again, without a cache."""
+
+    @jax.jit
+    def following(text):
+        image = MODEL.encode_image(v, DATA["image"])[1]["tokens"]
+        tokens = MODEL.encode_text(v, jnp.pad(text, ((0, 0), (0, LENGTH - text.shape[1]))))[1]["tokens"]
+        return (MODEL.decode(v, image, tokens) @ MODEL.head(v).T)[:, text.shape[1] - 1].argmax(1)
+
+    text = prompt
+    for _ in range(most):
+        text = np.concatenate([text, following(text)[:, None]], axis=1)
+    return text[:, prompt.shape[1] :]
+
+
+@pytest.mark.parametrize("devices", [None, 4])
+def test_captions_are_those_of_whole_texts_at_each_step(devices):
+    v, prompt = variables(), np.full((BATCH, 2), 3, np.int32)
+    wanted = naive_greedy(v, prompt, LENGTH - 2)
+    stop = int(wanted[0, 1])
+    after_end = np.cumsum(wanted == stop, axis=1) - (wanted == stop) > 0
+    if devices:
+        layout = Layout(tensor=2)
+        mesh = layout.make(jax.devices()[:devices])
+        v = {"params": jax.device_put(v["params"], partition.shardings(v["params"], layout, mesh, {}))}
+    write = dataclasses.replace(TASK, sampling=Sampling(stop=(stop,))).predict(v)["generate"]
+    assert write(DATA["image"], prompt).tolist() == np.where(after_end, 0, wanted).tolist()
+
+
+def test_where_captions_begin_and_end():
+    write = dataclasses.replace(TASK, bos_id=3, sampling=Sampling(max_tokens=3, stop=(4,))).predict(variables())[
+        "generate"
+    ]
+    assert write(DATA["image"]).tolist() == write(DATA["image"], np.full((BATCH, 1), 3)).tolist()
+    assert write(DATA["image"]).shape == (BATCH, 3)
+    assert write(DATA["image"], np.full((BATCH, 5), 3)).shape == (BATCH, 1)
+    with pytest.raises(UserError, match="a prompt of 6 tokens leaves no room"):
+        write(DATA["image"], TEXT)
+    with pytest.raises(UserError, match="no bos_id that captions begin with"):
+        TASK.predict(variables())["generate"](DATA["image"])
+
+
+def test_texts_without_a_begin_token_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config\.text\.bos=False: the first token of a caption is given"):
+        sizes = {"task__model__decoder__width": "16", "task__model__decoder__context_width": "8"}
+        small_experiment(tmp_path, "coca_tiny", text__bos="False", **sizes)

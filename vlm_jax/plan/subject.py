@@ -89,6 +89,7 @@ def experiment_of(config: Mapping) -> Experiment:
         size = _vocabulary(spec)
         config.text = configs.bind("plan.subject.Untokenized", **dict(configs.items(config.text)), size=size or 0)
         late |= {"text": configs.build(config.text, tokenizer="bytes"), "tokenizer": "bytes", "eos_id": 1, "pad_id": 0}
+        late["bos_id"] = 3
         late |= {"vocab_size": size} if size else {}
     late["packing"] = None if config.get("packing") is None else configs.build(config.packing)
     try:

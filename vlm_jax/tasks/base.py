@@ -46,7 +46,11 @@ class Context:
 
 
 class Task(Protocol):
-    """An objective: variables, loss, and what evaluators may call."""
+    """An objective: variables, loss, and what evaluators may call.
+
+    It may also have `check_run(experiment)`, which raises UserError where the rest of a run does not suit it, before a
+    device is touched.
+    """
 
     @property
     def stacks(self) -> dict[str, int]:

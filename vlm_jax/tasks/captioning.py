@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
+from vlm_jax.generate import Sampling
 from vlm_jax.models.coca import CoCa
 from vlm_jax.nn import shard
-from vlm_jax.tasks import next_token
+from vlm_jax.tasks import captions, next_token
 from vlm_jax.tasks.base import Batch, Context, Variables
 from vlm_jax.tasks.contrastive import Contrastive
 
@@ -30,6 +31,8 @@ class Captioning(Contrastive):
     Attributes (besides those of `Contrastive`):
       contrastive_weight, caption_weight: the paper's are 1 and 2; 0 leaves a loss out.
       z_loss: see `losses.cross_entropy`.
+      bos_id: the tokenizer's, with which captions are begun that have no other prompt.
+      sampling: how captions are written; they stop at the text tower's end token unless it says otherwise.
     """
 
     model: CoCa
@@ -37,6 +40,8 @@ class Captioning(Contrastive):
     contrastive_weight: float = 1.0
     caption_weight: float = 2.0
     z_loss: float = 0.0
+    bos_id: int | None = None
+    sampling: Sampling = Sampling()
 
     def validate(self) -> None:
         super().validate()
@@ -49,6 +54,11 @@ class Captioning(Contrastive):
             raise UserError(
                 f"model.text.length={self.model.text.length}: a caption of one token has nothing to be predicted."
             )
+
+    def check_run(self, experiment: Any) -> None:
+        """See `Task.check_run`."""
+        if self.caption_weight:
+            captions.check_begin(experiment)
 
     def features(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[dict[str, Array], dict]:
         """Unit-norm embeddings `image` and `text` [batch, dim]; `caption`, each row's part of the captions' loss, and
@@ -89,9 +99,11 @@ class Captioning(Contrastive):
         """Those of `Contrastive`, and `log_likelihood(uint8 [n, H, W, 3], int32 [n, L])`, f32 [n].
 
         It is the sum over a caption's tokens, but for the first and padding, of the logarithm of their probability.
+        And `generate`, see `captions.writer`.
         """
         of_captions = functools.partial(_log_likelihood, self, shard.mesh_of(variables), variables)
-        return super().predict(variables) | {"log_likelihood": of_captions}
+        write = captions.writer(self.model, self.sampling, self.bos_id, variables)
+        return super().predict(variables) | {"log_likelihood": of_captions, "generate": write}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
