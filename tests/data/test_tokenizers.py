@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_jax.data import tokenizers
+from vlm_jax.data.bpe import ClipBPE
 from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.errors import UserError
 
@@ -59,6 +60,32 @@ def test_a_vocabulary_of_a_thousand_spells_what_it_lacks():
     for text in ("日本 😀", open_corpus()[0], "xylophone 42"):
         assert model.unk_id not in model.encode(text)
         assert model.decode(model.encode(text)) == text
+
+
+def test_special_tokens_that_no_text_gives(tmp_path):
+    for sentences, size in ((open_corpus(), 1000), (["a red dog", "two"], 60)):
+        path = tmp_path / f"{size}.model"
+        path.write_bytes(tokenizers.train(sentences, size, ["<|im_end|>", "\n"]))
+        model = tokenizers.load(str(path))
+        assert [model.special(name) for name in ("<|im_end|>", "\n", "</s>", "red", "▁")] == [4, 5, 1, None, None]
+        assert not {0, 1, 3, 4, 5} & set(model.spell("a red <|im_end|></s>\n dog")) and model.adds_space
+    assert tokenizers.train(["a red dog"], 60, ()) == tokenizers.train(["a red dog"], 60)
+    assert tokenizers.Bytes().special("</s>") is None and not tokenizers.Bytes().adds_space
+
+
+def test_what_looks_like_a_special_token_can_be_spelt(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    made = Tokenizer(models.BPE({c: i for i, c in enumerate("a</s>"[:4])} | {">": 4}, []))
+    made.add_special_tokens(["</s>"])
+    made.save(str(tmp_path / "x.json"))
+    model = tokenizers.load(str(tmp_path / "x.json"))
+    assert model.encode("a</s>") == [0, 5] and model.spell("a</s>") == [0, 1, 2, 3, 4]
+    assert model.special("</s>") == model.eos_id == 5 and model.special("a") is None and not model.adds_space
+    names = ["<|startoftext|>", "<|endoftext|>", *"<|endoftx", *(f"{letter}</w>" for letter in "a|t>")]
+    clip = ClipBPE({name: i for i, name in enumerate(names)}, [])
+    assert clip.encode("a<|endoftext|>") == [clip.vocab["a</w>"], 1] and 1 not in clip.spell("a<|endoftext|>")
+    assert clip.special("<|endoftext|>") == 1 and clip.special("a</w>") is None
 
 
 def test_training_errors_are_one_line():

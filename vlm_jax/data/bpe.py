@@ -43,9 +43,16 @@ class ClipBPE:
         self.vocab_size = max(self.vocab.values()) + 1
         self._specials = tuple(name for name in (begin, end) if name in self.vocab)
         self._words: dict[str, tuple[int, ...]] = {}
+        self.adds_space = False
 
     def encode(self, text: str) -> list[int]:
         return [token for word in split(text, self._specials) for token in self._word(word)]
+
+    def spell(self, text: str) -> list[int]:
+        return [token for word in split(text) for token in self._word(word)]
+
+    def special(self, name: str) -> int | None:
+        return self.vocab[name] if name in self._specials else None
 
     def decode(self, ids: Iterable[int]) -> str:
         names = {token: name for name, token in self.vocab.items()}

@@ -61,10 +61,15 @@ class Text:
         if self.tokenizer.startswith("train:"):
             trained_size(self.tokenizer)
 
-    def resolve(self, captions: Callable[[int], Iterable[str]], assets: str | os.PathLike) -> Text:
-        """This text with the file of its tokenizer in `assets`, trained on `captions(limit)` if it is "train:N"."""
+    def resolve(
+        self, captions: Callable[[int], Iterable[str]], assets: str | os.PathLike, control: Sequence[str] = ()
+    ) -> Text:
+        """This text with the file of its tokenizer in `assets`.
+
+        It is trained on `captions(limit)` if it is "train:N", and then has the special tokens that `control` names.
+        """
         canonical = lambda limit: map(self.canonical, captions(limit))
-        return dataclasses.replace(self, tokenizer=resolve_tokenizer(self.tokenizer, canonical, assets))
+        return dataclasses.replace(self, tokenizer=resolve_tokenizer(self.tokenizer, canonical, assets, control))
 
     @property
     def model(self) -> tokenizers.Tokenizer:

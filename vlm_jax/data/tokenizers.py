@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vlm_jax.data import bpe
@@ -27,16 +27,28 @@ BYTE_FALLBACK_FROM = 1000
 # A vocabulary is settled long before this many captions are seen, and unigram training takes seconds up to here.
 CAPTIONS = 20_000
 CLIP_FILES = ("vocab.json", "merges.txt")
+SPACE = "▁"  # in sentencepiece's pieces
 
 
 class Bytes:
-    """UTF-8 bytes after four specials: byte `b` is id `b + 4`, for ever."""
+    """UTF-8 bytes after four specials: byte `b` is id `b + 4`, for ever.
+
+    All tokenizers have `encode(text)` and `decode(ids)`; `spell(text)`, which is `encode`, but that nothing in the text
+    becomes a special token; `special(name)`, the id of a special token such as "<|im_end|>", or None; and `adds_space`,
+    whether a text is encoded as if a space stood before it.
+    """
 
     pad_id, eos_id, unk_id, bos_id = 0, 1, 2, 3
     vocab_size = 4 + 256
+    adds_space = False
 
     def encode(self, text: str) -> list[int]:
         return [byte + 4 for byte in text.encode("utf-8", "replace")]
+
+    spell = encode
+
+    def special(self, name: str) -> None:
+        return None
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i - 4 for i in ids if i >= 4).decode("utf-8", "replace")
@@ -56,9 +68,16 @@ class SentencePiece:
         self.unk_id = special(self._processor.unk_id())
         self.bos_id = special(self._processor.bos_id())
         self.vocab_size = self._processor.vocab_size()
+        self.adds_space = self._processor.encode("a", out_type=str)[0].startswith(SPACE)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+    spell = encode  # control pieces are never found in texts
+
+    def special(self, name: str) -> int | None:
+        found = self._processor.piece_to_id(name)
+        return found if self._processor.id_to_piece(found) == name and self._processor.is_control(found) else None
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -80,16 +99,26 @@ class HuggingFace:
             raise ValueError(str(error)) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        special = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._specials = special = {token.content: i for i, token in added if token.special}
         find = lambda *names: next((special[name] for name in names if name in special), None)
         self.pad_id = find("<pad>", "[PAD]")
         self.eos_id = find("<eos>", "</s>", "[SEP]", "<|endoftext|>")
         self.unk_id = find("<unk>", "[UNK]")
         self.bos_id = find("<bos>", "<s>", "[CLS]", "<|startoftext|>")
         self.vocab_size = self._tokenizer.get_vocab_size()
+        self._speller = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        self._speller.encode_special_tokens = True
+        self.adds_space = self._speller.encode("a", add_special_tokens=False).tokens[0].startswith((SPACE, "Ġ"))
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def spell(self, text: str) -> list[int]:
+        return self._speller.encode(text, add_special_tokens=False).ids
+
+    def special(self, name: str) -> int | None:
+        return self._specials.get(name)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids])
@@ -153,7 +182,7 @@ def _read(path: str) -> bytes:
         ) from None
 
 
-def train(sentences: Iterable[str], vocab_size: int) -> bytes:
+def train(sentences: Iterable[str], vocab_size: int, control: Sequence[str] = ()) -> bytes:
     """Trains a sentencepiece model of at most `vocab_size` pieces; the same sentences give the same bytes.
 
     Pieces are unigram's; where the vocabulary holds every word of a small corpus they are its whole words, which
@@ -164,6 +193,7 @@ def train(sentences: Iterable[str], vocab_size: int) -> bytes:
     Args:
       sentences: texts of one line each.
       vocab_size: the most pieces, specials included; a small corpus gives fewer.
+      control: names of more specials, which no text gives; their ids are 4 and following.
 
     Raises:
       UserError: there is no text, or `vocab_size` is too small to hold the characters of the corpus.
@@ -180,7 +210,7 @@ def train(sentences: Iterable[str], vocab_size: int) -> bytes:
             break
     if not head:
         raise UserError("there is no text to train a tokenizer on; give captions, or use tokenizer='bytes'.")
-    specials = 4
+    specials = 4 + len(control)
     whole_words = len(words) < CLOSED_CORPUS and len(words) + specials <= vocab_size
     spell = vocab_size >= BYTE_FALLBACK_FROM and not whole_words
     model = io.BytesIO()
@@ -197,6 +227,7 @@ def train(sentences: Iterable[str], vocab_size: int) -> bytes:
             eos_id=1,
             unk_id=2,
             bos_id=3,
+            control_symbols=list(control),
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
@@ -210,7 +241,12 @@ def train(sentences: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def resolve_tokenizer(spec: str, captions: Callable[[int], Iterable[str]], assets: str | os.PathLike) -> str:
+def resolve_tokenizer(
+    spec: str,
+    captions: Callable[[int], Iterable[str]],
+    assets: str | os.PathLike,
+    control: Sequence[str] = (),
+) -> str:
     """Puts the tokenizer of a run into its folder `assets` by its hash, so that the run also works on another machine.
 
     A run that resumes takes the file it began with, also where the original is gone; `assets/tokenizer.json` says
@@ -220,6 +256,7 @@ def resolve_tokenizer(spec: str, captions: Callable[[int], Iterable[str]], asset
       spec: "bytes", a path (see `load`), or "train:N": train one of at most N pieces on the training captions.
       captions: `captions(limit)` gives at most `limit` texts, canonicalised as they will be encoded.
       assets: the folder, made if absent.
+      control: names of special tokens that one which is trained has besides its own.
 
     Returns:
       "bytes", or the path of the file in `assets`.
@@ -241,7 +278,7 @@ def resolve_tokenizer(spec: str, captions: Callable[[int], Iterable[str]], asset
         load(kept)
         return kept
     if spec.startswith("train:"):
-        content, suffix = train(captions(CAPTIONS), trained_size(spec)), ".model"
+        content, suffix = train(captions(CAPTIONS), trained_size(spec), control), ".model"
     else:
         load(spec)
         content, suffix = _content(spec)
