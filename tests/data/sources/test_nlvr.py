@@ -35,7 +35,7 @@ def test_records(tmp_path):
     assert len(source) == 4 and source.name == "nlvr/dev"
     assert source[3] == {
         "messages": [
-            {"role": "user", "content": "<image>sentence 7"},
+            {"role": "user", "content": "<image>\nsentence 7"},
             {"role": "assistant", "content": "false"},
         ],
         "images": [b"1:1"],

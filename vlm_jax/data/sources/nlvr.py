@@ -96,7 +96,7 @@ class NLVR:
             raise UnreadableRecord(self.name, self._table.where(number), "it lacks its sentence, label or image")
         return {
             "messages": [
-                {"role": "user", "content": f"<image>{row['sentence']}"},
+                {"role": "user", "content": f"<image>\n{row['sentence']}"},
                 {"role": "assistant", "content": ANSWERS[row["label"]]},
             ],
             "images": [images[rendering]],
