@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # heads: it rests in rows, and `nn.layers.to_use` gives each device the columns of its heads.
 LOGICAL_AXES = (
     (r"(.*/)?(qkv|kv)/kernel", ("rows", None)),
-    (r"(.*/)?(pool|attn)/q/kernel", ("embed", "heads")),
-    (r"(.*/)?(attn|pool)/out/kernel", ("heads", "embed")),
+    (r"(.*/)?(pool|attn|cross)/q/kernel", ("embed", "heads")),
+    (r"(.*/)?(attn|pool|cross)/out/kernel", ("heads", "embed")),
     (r"(.*/)?fc1/kernel", ("embed", "mlp")),
     (r"(.*/)?fc2/kernel", ("mlp", "embed")),
     (r"(.*/)?embed/token", ("vocab", "embed")),

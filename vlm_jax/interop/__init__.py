@@ -82,7 +82,8 @@ def read(path: str | Path) -> Imported:
     else:
         pixels = processing.from_hugging_face(path)
         if not images_alone:
-            words = texts.from_hugging_face(path, found.model.text.length)
+            reads = found.model.get("text") or found.model.decoder
+            words = texts.from_hugging_face(path, reads.length)
     if not images_alone:
         found.model.image_mean, found.model.image_std = pixels.mean, pixels.std
     return Imported(

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError, closest
-from vlm_jax.interop import language, names, tensors
+from vlm_jax.interop import encoder_decoder, language, names, tensors
 from vlm_jax.interop.imported import Fields, Source, complete, read_json
 from vlm_jax.interop.table import Table
+from vlm_jax.models.captioner import Captioner
 from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -257,6 +258,11 @@ FAMILIES: dict[str, Family] = {
     "vit": Family(_vit, _vit_table, (r"pooler\..*", r".*mask_token"), _CURRENT_VIT),
     "dinov2": Family(_dinov2, _dinov2_table, (r"embeddings\.mask_token",)),
     "dinov2_with_registers": Family(_dinov2, _dinov2_table, (r"embeddings\.mask_token",)),
+    encoder_decoder.KIND: Family(
+        lambda config, where: encoder_decoder.model(config, where, _vit),
+        lambda model: names.TROCR,
+        encoder_decoder.IGNORED,
+    ),
     **dict.fromkeys(language.KINDS, Family(language.model, lambda model: names.LLAMA, language.IGNORED, language.BARE)),
 }
 
@@ -264,7 +270,7 @@ FAMILIES: dict[str, Family] = {
 # The way back
 
 
-def describe(model: TwoTower | ViT, naflex: bool = False) -> tuple[dict, Table]:
+def describe(model: TwoTower | ViT | Captioner, naflex: bool = False) -> tuple[dict, Table]:
     """(config.json, table of names) of the class in transformers that is this model.
 
     `naflex`: SigLIP 2's, whose images keep their aspect ratio; it has the same parameters.
@@ -274,6 +280,8 @@ def describe(model: TwoTower | ViT, naflex: bool = False) -> tuple[dict, Table]:
     """
     if isinstance(model, ViT):
         return _describe_image(model)
+    if isinstance(model, Captioner):
+        return encoder_decoder.describe(model, _describe_image)
     clip = model.image.pool == "cls"
     image, text = (CLIP_IMAGE, CLIP_TEXT) if clip else (SIGLIP_IMAGE, SIGLIP_TEXT)
     name = "CLIPModel" if clip else "SiglipModel"

@@ -26,9 +26,10 @@ class Imported:
     """A model of another library as this one's.
 
     Attributes:
-      family: "siglip", "siglip2_naflex", "clip", "vit", "dinov2", "open_clip", "coca", "big_vision" or
-        "vlm_jax".
-      model: a bound node, every value set, that builds a `TwoTower`, or a `ViT` where there are images alone.
+      family: "siglip", "siglip2_naflex", "clip", "vit", "dinov2", "vision-encoder-decoder", "open_clip", "coca",
+        "big_vision" or "vlm_jax".
+      model: a bound node, every value set, that builds a `TwoTower`, a `Captioner`, or a `ViT` where there are images
+        alone.
       params: nested dicts of f32 arrays under per-layer names, those of the model's `init`.
       image: a bound node of `data.image.ImageTransform`, as the source's preprocessor says.
       image_mean, image_std: of pixels in [0, 1].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_jax.interop.table import (
+    AFTER_TWO,
     FLAT_PATCH,
     LEADING_1,
     LEADING_2,
@@ -112,6 +113,27 @@ def dinov2(swiglu: bool) -> Table:
     registers = leaf("embed/registers", "embeddings.register_tokens", LEADING_1)
     return _VIT_STEM + registers + within("blocks/{layer}/", "encoder.layer.{layer}.", block)
 
+
+_TROCR_DECODER = (
+    leaf("embed/token", "embed_tokens.weight")
+    + leaf("embed/posemb", "embed_positions.weight", AFTER_TWO)
+    + norm("embed/ln", "layernorm_embedding")
+    + within(
+        "blocks/{layer}/",
+        "layers.{layer}.",
+        linear("attn/qkv", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        + linear("attn/out", "self_attn.out_proj")
+        + norm("ln1", "self_attn_layer_norm")
+        + linear("cross/q", "encoder_attn.q_proj")
+        + linear("cross/kv", "encoder_attn.k_proj", "encoder_attn.v_proj")
+        + linear("cross/out", "encoder_attn.out_proj")
+        + norm("ln_cross", "encoder_attn_layer_norm")
+        + linear("mlp/fc1", "fc1")
+        + linear("mlp/fc2", "fc2")
+        + norm("ln2", "final_layer_norm"),
+    )
+)
+TROCR = within("image/", "encoder.", VIT) + within("decoder/", "decoder.model.decoder.", _TROCR_DECODER)
 
 LLAMA = (
     leaf("embed/token", "model.embed_tokens.weight")

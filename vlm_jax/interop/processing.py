@@ -123,7 +123,7 @@ def to_hugging_face(image: ImageTransform, mean: RGB, std: RGB, kind: str) -> di
         patches = {"patch_size": image.patch_size, "max_num_patches": image.max_patches}
         return config | patches | {"image_processor_type": "Siglip2ImageProcessor"}
     if image.resize == "squash" and image.crop_pct == 1:
-        name = "ViTImageProcessor" if kind == "vit" else "SiglipImageProcessor"
+        name = "ViTImageProcessor" if kind in ("vit", "vision-encoder-decoder") else "SiglipImageProcessor"
         return config | {"image_processor_type": name, "size": {"height": image.size, "width": image.size}}
     if image.resize == "crop":
         crop = {"do_center_crop": True, "crop_size": {"height": image.size, "width": image.size}}

@@ -49,6 +49,11 @@ LEADING_2 = _reshaped(lambda x: x.reshape(1, 1, *x.shape))
 # Positions, of which the first, for CLS, is zero and not there.
 UNPLACED = Layout(lambda x: x[None, 1:], lambda x, shape: np.concatenate([np.zeros_like(x[0, :1]), x[0]]))
 
+# Positions, before which there are two that no token ever takes: they are written as zeros.
+AFTER_TWO = Layout(
+    lambda x: (np if isinstance(x, np.ndarray) else jnp).pad(x, ((2, 0), (0, 0))), lambda x, shape: x[2:]
+)
+
 
 def heads_last(num_heads: int) -> Layout:
     """[..., width] as [..., heads, width / heads]."""

@@ -18,6 +18,7 @@ from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 from vlm_jax.interop import hugging_face, open_clip, open_clip_coca, processing, table, tokenizer_json
 from vlm_jax.interop.imported import RGB
+from vlm_jax.models.captioner import Captioner
 from vlm_jax.models.coca import CoCa
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -34,7 +35,12 @@ class Folder:
 
 
 def to_hugging_face(
-    model: TwoTower | ViT, params: Mapping[str, Any], image: ImageTransform, text: Text | None, mean: RGB, std: RGB
+    model: TwoTower | ViT | Captioner,
+    params: Mapping[str, Any],
+    image: ImageTransform,
+    text: Text | None,
+    mean: RGB,
+    std: RGB,
 ) -> Folder:
     """What `transformers.AutoModel` and `AutoProcessor` load.
 
