@@ -25,12 +25,16 @@ MakeVariables = Callable[[Tree, Tree], dict]
 
 
 class Gradients(NamedTuple):
-    """What an update needs of a batch: loss, metrics, the new state, gradients of the trained parameters."""
+    """What an update needs of a batch: loss, metrics, the new state, gradients of the trained parameters.
+
+    `weight` is what the mean of a microbatch counts for in that of the batch.
+    """
 
     loss: Float[Array, ""]
     metrics: dict[str, Array]
     state: Tree
     grads: Tree
+    weight: Float[Array, ""] | float = 1.0
 
 
 def whole(task: Task, variables: MakeVariables, params: Tree, state: Tree, batch: Batch, ctx: Context) -> Gradients:
@@ -38,17 +42,21 @@ def whole(task: Task, variables: MakeVariables, params: Tree, state: Tree, batch
     (loss, aux), grads = jax.value_and_grad(
         lambda p: task.loss(variables(p, state), batch, ctx), has_aux=True
     )(params)  # fmt: skip
-    return Gradients(loss, aux["metrics"], aux["state"], grads)
+    return Gradients(loss, aux["metrics"], aux["state"], grads, jnp.float32(aux.get("weight", 1.0)))
 
 
 def averaged(
     task: Task, variables: MakeVariables, params: Tree, state: Tree, batch: Batch, ctx: Context, parts: int
 ) -> Gradients:
-    """Means of loss, metrics and gradients over `parts` microbatches; the state is threaded through them in order."""
+    """Means of loss, metrics and gradients over `parts` microbatches; the state is threaded through them in order.
+
+    A microbatch counts by its `aux["weight"]` where the task gives one, such as how many tokens its mean is of.
+    """
 
     def one(state, part):
         found = whole(task, variables, params, state, part["batch"], ctx.at(part["rows"]))
-        return found.state, (found.loss, found.metrics, found.grads)
+        weighed = jax.tree.map(lambda x: found.weight * x, (found.loss, found.metrics, found.grads))
+        return found.state, (weighed, found.weight)
 
     def add(carry, part):
         state, sums = carry
@@ -58,7 +66,8 @@ def averaged(
     split = _split_batch(batch, parts, ctx.mesh)
     zeros = _zeros(jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], split))[1])
     (state, sums), _ = jax.lax.scan(add, (state, zeros), split)
-    loss, metrics, grads = jax.tree.map(lambda x: x / parts, sums)
+    sums, weight = sums
+    loss, metrics, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), sums)
     return Gradients(loss, metrics, state, grads)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError, closest
-from vlm_jax.interop import encoder_decoder, language, names, tensors
+from vlm_jax.interop import encoder_decoder, language, multimodal, names, tensors
 from vlm_jax.interop.imported import Fields, Source, complete, read_json
 from vlm_jax.interop.table import Table
 from vlm_jax.models.captioner import Captioner
@@ -192,6 +192,13 @@ def _clip(config: dict, where: str) -> ConfigDict:
     )
 
 
+def _clip_image(values: dict, where: str) -> ConfigDict:
+    vision = Fields(values, _CLIP_VISION, where)
+    vision.require(num_channels=3)
+    image = _trimmed(_tower(vision, SIZES | IMAGE)) | {"posemb_resize": "bicubic", "out_dim": None}
+    return bind("models.vit.ViT", **image, **CLIP_IMAGE)
+
+
 def _vit(config: dict, where: str) -> ConfigDict:
     fields = Fields(config, _VIT, where)
     fields.require(num_channels=3)
@@ -262,6 +269,18 @@ FAMILIES: dict[str, Family] = {
         lambda config, where: encoder_decoder.model(config, where, _vit),
         lambda model: names.TROCR,
         encoder_decoder.IGNORED,
+    ),
+    "llava": Family(
+        lambda config, where: multimodal.llava(config, where, _clip_image),
+        lambda model: names.LLAVA,
+        language.IGNORED + (r".*position_ids",),
+        multimodal.LLAVA_NAMES,
+    ),
+    "fuyu": Family(
+        multimodal.fuyu,
+        lambda model: names.fuyu(model.decoder.num_heads),
+        language.IGNORED,
+        multimodal.FUYU_NAMES,
     ),
     **dict.fromkeys(language.KINDS, Family(language.model, lambda model: names.LLAMA, language.IGNORED, language.BARE)),
 }

@@ -11,6 +11,7 @@ from vlm_jax.interop.table import (
     UNPLACED,
     Rule,
     Table,
+    by_head,
     conv,
     fused,
     heads_first,
@@ -62,17 +63,16 @@ SIGLIP2_NAFLEX = (
     + leaf("image/embed/patch/bias", "vision_model.embeddings.patch_embedding.bias")
     + _SIGLIP
 )
+CLIP_IMAGE = (
+    leaf("embed/cls", "embeddings.class_embedding")
+    + conv("embed/patch", "embeddings.patch_embedding")
+    + leaf("embed/posemb", "embeddings.position_embedding.weight")
+    + norm("ln_pre", "pre_layrnorm")  # their spelling
+    + within("blocks/{layer}/", "encoder.layers.{layer}.", _CLIP_BLOCK)
+    + norm("ln_post", "post_layernorm")
+)
 CLIP = (
-    within(
-        "image/",
-        "vision_model.",
-        leaf("embed/cls", "embeddings.class_embedding")
-        + conv("embed/patch", "embeddings.patch_embedding")
-        + leaf("embed/posemb", "embeddings.position_embedding.weight")
-        + norm("ln_pre", "pre_layrnorm")  # their spelling
-        + within("blocks/{layer}/", "encoder.layers.{layer}.", _CLIP_BLOCK)
-        + norm("ln_post", "post_layernorm"),
-    )
+    within("image/", "vision_model.", CLIP_IMAGE)
     + linear("image/head", "visual_projection")
     + within("text/", "text_model.", _HF_TEXT)
     + linear("text/head", "text_projection")
@@ -135,24 +135,51 @@ _TROCR_DECODER = (
 )
 TROCR = within("image/", "encoder.", VIT) + within("decoder/", "decoder.model.decoder.", _TROCR_DECODER)
 
+_LLAMA_BLOCK = (
+    norm("ln1", "input_layernorm")
+    + linear("attn/q", "self_attn.q_proj")
+    + linear("attn/kv", "self_attn.k_proj", "self_attn.v_proj")
+    + norm("attn/q_norm", "self_attn.q_norm")
+    + norm("attn/k_norm", "self_attn.k_norm")
+    + linear("attn/out", "self_attn.o_proj")
+    + norm("ln2", "post_attention_layernorm")
+    + linear("mlp/fc1", "mlp.gate_proj", "mlp.up_proj")
+    + linear("mlp/fc2", "mlp.down_proj")
+)
 LLAMA = (
     leaf("embed/token", "model.embed_tokens.weight")
-    + within(
-        "blocks/{layer}/",
-        "model.layers.{layer}.",
-        norm("ln1", "input_layernorm")
-        + linear("attn/q", "self_attn.q_proj")
-        + linear("attn/kv", "self_attn.k_proj", "self_attn.v_proj")
-        + norm("attn/q_norm", "self_attn.q_norm")
-        + norm("attn/k_norm", "self_attn.k_norm")
-        + linear("attn/out", "self_attn.o_proj")
-        + norm("ln2", "post_attention_layernorm")
-        + linear("mlp/fc1", "mlp.gate_proj", "mlp.up_proj")
-        + linear("mlp/fc2", "mlp.down_proj"),
-    )
+    + within("blocks/{layer}/", "model.layers.{layer}.", _LLAMA_BLOCK)
     + norm("ln_post", "model.norm")
     + leaf("head/embedding", "lm_head.weight")
 )
+LLAVA = (
+    within("image/", "vision_tower.", CLIP_IMAGE)
+    + linear("projector/fc1", "multi_modal_projector.linear_1")
+    + linear("projector/fc2", "multi_modal_projector.linear_2")
+    + within("decoder/", "language_model.", LLAMA)
+)
+
+
+def fuyu(heads: int) -> Table:
+    """Fuyu's, whose decoder is Persimmon: query, key and value lie head by head."""
+    block = (
+        norm("ln1", "input_layernorm")
+        + by_head(("attn/q", "attn/kv"), "self_attn.query_key_value", heads)
+        + norm("attn/q_norm", "self_attn.q_layernorm")
+        + norm("attn/k_norm", "self_attn.k_layernorm")
+        + linear("attn/out", "self_attn.dense")
+        + norm("ln2", "post_attention_layernorm")
+        + linear("mlp/fc1", "mlp.dense_h_to_4h")
+        + linear("mlp/fc2", "mlp.dense_4h_to_h")
+    )
+    text = (
+        leaf("embed/token", "model.embed_tokens.weight")
+        + within("blocks/{layer}/", "model.layers.{layer}.", block)
+        + norm("ln_post", "model.final_layernorm")
+        + leaf("head/embedding", "lm_head.weight")
+    )
+    return linear("patch", "vision_embed_tokens") + within("decoder/", "language_model.", text)
+
 
 # open_clip
 

@@ -98,6 +98,21 @@ def fused(ours: str | tuple[str, ...], theirs: str) -> Table:
     return Rule(kernels, (f"{theirs}.in_proj_weight",), TRANSPOSED), Rule(biases, (f"{theirs}.in_proj_bias",))
 
 
+def by_head(ours: tuple[str, ...], theirs: str, heads: int) -> Table:
+    """A torch `Linear` of query, key and value, whose rows are head by head, of each head the three."""
+
+    def write(x):
+        return x.reshape(*x.shape[:-1], 3, heads, -1).swapaxes(-3, -2).reshape(x.shape).T
+
+    def read(x, shape):
+        x = x.T
+        return x.reshape(*x.shape[:-1], heads, 3, -1).swapaxes(-3, -2).reshape(shape)
+
+    both = (("kernel", "weight"), ("bias", "bias"))
+    rule = lambda kind, named: Rule(tuple(f"{n}/{kind}" for n in ours), (f"{theirs}.{named}",), Layout(write, read))
+    return tuple(rule(kind, named) for kind, named in both)
+
+
 def norm(ours: str, theirs: str) -> Table:
     """A torch `LayerNorm`."""
     return leaf(f"{ours}/scale", f"{theirs}.weight") + leaf(f"{ours}/bias", f"{theirs}.bias")

@@ -46,6 +46,17 @@ class Mlp(nnx.Module):
         return _recomputed(x.astype(self.fc1.dtype), weights, self.activation, shard.grad_dtype())
 
 
+class Projector(nnx.Module):
+    """`fc2(gelu(fc1(x)))` from one width to another, which the hidden units have too (LLaVA-1.5: arXiv:2310.03744)."""
+
+    def __init__(self, in_dim: int, width: int, *, dtype: str, init: Initializers, rngs: nnx.Rngs):
+        self.fc1 = linear(in_dim, width, axes=AXES1, init=init.fc1, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(width, width, axes=AXES2, init=init.fc2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch time in_dim"]) -> Float[Array, "batch time dim"]:
+        return self.fc2(ACTIVATIONS["gelu"](self.fc1(x)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _recomputed(x, weights, activation, grad_dtype):
     f = functools.partial(kernels.perceptron, activation=activation)

@@ -1,0 +1,130 @@
+"""LLaVA (Liu et al. 2023, arXiv:2304.08485) and LLaVA-1.5 (arXiv:2310.03744): an encoder's tokens in a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vlm_jax.errors import UserError
+from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, place
+from vlm_jax.models.tower import check
+from vlm_jax.models.two_tower import normalize
+from vlm_jax.models.vit import ViT
+from vlm_jax.nn import shard
+from vlm_jax.nn.functional import Functional
+from vlm_jax.nn.initializers import initializers
+from vlm_jax.nn.layers import linear
+from vlm_jax.nn.mlp import Projector
+from vlm_jax.nn.positions import within_segments
+
+
+@dataclasses.dataclass(frozen=True)
+class Llava(MultimodalDecoder):
+    """Tokens of a ViT, projected, stand among the text's; each image takes `image_tokens` places.
+
+    Parameters: `image/...`, `projector/...`, `decoder/...`.
+
+    Attributes (besides those of `MultimodalDecoder`):
+      image: the encoder. LLaVA takes the last but one of CLIP's blocks, without CLS.
+      layer: whose output is taken: -1 the last block, -2 the one before; None for the last norm.
+      projector: "linear" (LLaVA) or "mlp" (LLaVA-1.5).
+      merge: so many by so many neighbouring tokens become one, side by side (Idefics3; Laurençon et al. 2024,
+        arXiv:2408.12637, section 2.1); 1 leaves them.
+      images: of a row, at most.
+      image_mean, image_std: of pixels in [0, 1]; uint8 images are normalised with them on the device.
+    """
+
+    image: ViT = ViT(pool="cls", out_dim=None)
+    layer: int | None = -2
+    projector: str = "mlp"
+    merge: int = 1
+    images: int = 1
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises UserError where fields do not fit each other."""
+        check("projector", self.projector, ("linear", "mlp"))
+        depth = self.image.geometry.depth
+        if self.layer is not None and not -depth <= self.layer < 0:
+            raise UserError(f"layer={self.layer}: wanted is -1, ..., -{depth} of the encoder's blocks, or None.")
+        if self.images < 1 or self.merge < 1:
+            raise UserError(f"images={self.images}, merge={self.merge} must be at least 1.")
+        if self.grid % self.merge:
+            raise UserError(f"merge={self.merge} does not divide the encoder's {self.grid} x {self.grid} tokens.")
+
+    @property
+    def grid(self) -> int:
+        """Rows and columns of the encoder's tokens."""
+        return self.image.image_size // self.image.patch_size
+
+    @property
+    def image_tokens(self) -> int:
+        """Places that each image takes."""
+        return (self.grid // self.merge) ** 2
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Names of the scanned groups of layers and their depth."""
+        return super().stacks | {f"image/{group}": depth for group, depth in self.image.stacks.items()}
+
+    @functools.cached_property
+    def _projector(self) -> Functional:
+        in_dim, width = self.image.geometry.width * self.merge**2, self.decoder.geometry.width
+        init, options = initializers("jax", width=width, depth=1), {"dtype": self.decoder.dtype}
+        if self.projector == "linear":
+            return Functional(linear, in_dim, width, init=init.head, **options)
+        return Functional(Projector, in_dim, width, init=init, **options)
+
+    def init(self, key: Array) -> Variables:
+        """`{"params": ...}`: nested dicts of f32 arrays."""
+        image, projector, decoder = jax.random.split(key, 3)
+        return {
+            "params": {
+                "image": self.image.init(image),
+                "projector": self._projector.init(projector),
+                "decoder": self.decoder.init(decoder),
+            }
+        }
+
+    def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """`image` uint8 [batch, images, height, width, 3], and `text_image_ids`, which of them a place belongs to."""
+        size = self.image.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, self.images, size, size, 3), jnp.uint8),
+            "text_image_ids": jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
+        }
+
+    def image_vectors(
+        self, variables: Variables, image: Float[Array, "batch images height width 3"], *, train: bool = False
+    ) -> Float[Array, "batch images tokens dim"]:
+        """What the decoder gets of images; uint8 ones are normalised here."""
+        batch, images = image.shape[:2]
+        image = shard.constrain(image.reshape(-1, *image.shape[2:]), "batch", None, None, None)
+        if image.dtype == jnp.uint8:
+            image = normalize(image, self.image_mean, self.image_std)
+        name = "ln_post" if self.layer is None else self.image.tap_names[1:-2][self.layer]
+        params = variables["params"]
+        tokens = self.image.apply(params["image"], image, train=train, taps=(name,))[1]["taps"][name]
+        tokens = tokens[:, tokens.shape[1] - self.grid**2 :]
+        if self.merge > 1:
+            side, m = self.grid // self.merge, self.merge
+            tokens = tokens.reshape(-1, side, m, side, m, tokens.shape[-1]).swapaxes(2, 3)
+            tokens = tokens.reshape(tokens.shape[0], side * side, -1)
+        vectors = self._projector(params["projector"], tokens.astype(self.decoder.dtype))
+        return vectors.reshape(batch, images, *vectors.shape[1:])
+
+    def embed(self, variables: Variables, batch: Batch, *, train: bool = False) -> Float[Array, "batch time dim"]:
+        """The vectors of tokens, and of the images at their places."""
+        text = self.decoder.embed(variables["params"]["decoder"], batch["text"])
+        vectors = self.image_vectors(variables, batch["image"], train=train)
+        ids, count = batch["text_image_ids"], vectors.shape[2]
+        index = (ids - 1) * count + within_segments(ids)
+        return place(text, vectors.reshape(vectors.shape[0], -1, vectors.shape[-1]), index, ids)
