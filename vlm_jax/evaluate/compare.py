@@ -49,10 +49,11 @@ def _column(tables: Tables, metric: str) -> Column | None:
 
 
 def told(columns: Mapping[str, np.ndarray], metric: str) -> Column | None:
-    """A metric's column of a table, with what tells its examples from others."""
+    """A metric's column of a table, the clusters that are drawn together, and what tells its examples from others."""
     if metric not in columns or not len(columns[metric]):
         return None
-    return columns[metric], columns["index"], [columns[key] for key in ("index", "truth", "subset") if key in columns]
+    cluster = columns.get("cluster", columns["index"])
+    return columns[metric], cluster, [columns[key] for key in ("index", "truth", "subset") if key in columns]
 
 
 def same_examples(a: Column | None, b: Column | None) -> bool:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -54,8 +55,8 @@ class Evaluation:
         try:
             with np.load(self.file, allow_pickle=False) as archive:
                 for key in archive.files:
-                    table, _, column = key.rpartition("/")
-                    tables.setdefault(table, {})[column] = archive[key]
+                    table, _, column = key.partition("/")
+                    tables.setdefault(unquote(table), {})[column] = archive[key]
         except Exception as error:  # zipfile and numpy raise anything on broken bytes
             raise UserError(f"{self.file} can't be read: {error}.") from error
         return tables
@@ -83,7 +84,8 @@ def write(
         "protocol": {"card": card, "differs": list(differs)},
         "evaluator": configs.plain(evaluator) if evaluator else {},
     }
-    columns = {f"{table}/{key}": column for table, columns in result.rows.items() for key, column in columns.items()}
+    tables = {quote(table, safe=""): columns for table, columns in result.rows.items()}  # columns may have a "/"
+    columns = {f"{table}/{key}": column for table, columns in tables.items() for key, column in columns.items()}
     if columns:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **columns)
