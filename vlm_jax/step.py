@@ -67,7 +67,7 @@ def make_train_step(
             mesh=mesh,
             ema=train.ema or None,
         )
-        loss, metrics, state, grads = gradients(lambda p, s: _variables(p, train.frozen, s), train, batch, ctx)
+        loss, metrics, state, grads, _ = gradients(lambda p, s: _variables(p, train.frozen, s), train, batch, ctx)
         grad_norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, train.opt, train.params)
         params = task.constrain(optax.apply_updates(train.params, updates))
