@@ -1,6 +1,9 @@
 """The same tokens give what pycocoevalcap 1.2 gives: its figures for one corpus, and itself where it is installed."""
 
+import shutil
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from vlm_jax.evaluate.text_metrics.bleu import bleu
 from vlm_jax.evaluate.text_metrics.cider import cider_d
 from vlm_jax.evaluate.text_metrics.rouge import rouge_l
+from vlm_jax.evaluate.text_metrics.tokens import ptb_tokens
 
 CANDIDATES = [
     "a red circle to the left of a large blue square",
@@ -66,3 +70,13 @@ def theirs(candidates, references):
     truth = {k: [" ".join(tokens) for tokens in others] for k, others in enumerate(references)}
     scores = Bleu(4).compute_score(truth, results, verbose=0)[0]
     return [*scores, Rouge().compute_score(truth, results)[0], Cider().compute_score(truth, results)[0]]
+
+
+def test_tokens_of_all_sentences_of_nlvr(shared_data):
+    tokenizer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer", reason="needs pycocoevalcap")
+    if shutil.which("java") is None:
+        pytest.skip("needs Java, which pycocoevalcap's tokenizer runs in")
+    sentences = pq.read_table(shared_data / "nlvr" / "dev.parquet", columns=["sentence"])["sentence"].to_pylist()
+    theirs = tokenizer.PTBTokenizer().tokenize({k: [{"caption": text}] for k, text in enumerate(sentences)})
+    assert len(sentences) == 989
+    assert [ptb_tokens(text) for text in sentences] == [theirs[k][0].split() for k in range(989)]
