@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_jax import config as configs
+from vlm_jax.data.conversations import Conversations
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.packing import Packing
 from vlm_jax.data.pipeline import Pipeline
@@ -40,6 +41,8 @@ class Experiment:
         A task without text needs none.
       packing: several images a row, shared by `data` and `task` as a `late` value. `batch_size` then counts rows, and
         durations count the examples that were packed into them.
+      conversations: how conversations are written into rows, shared in the same way; evaluators may take it too. A
+        tokenizer that is trained then knows the tokens of its template, and `late("end_id")` is what ends an answer.
       optimizer: and its schedule.
       evals: evaluators by the name their metrics get, `eval/NAME/METRIC`.
       tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
@@ -69,6 +72,7 @@ class Experiment:
     batch_size: int
     text: Text | None = None
     packing: Packing | None = None
+    conversations: Conversations | None = None
     tokenizer: str | None = "bytes"
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -112,10 +116,9 @@ class Experiment:
             raise UserError(
                 "config.data.packing and config.task.packing differ; set both to late('packing'), and config.packing."
             )
-        if packing is not None and self.batch_size % packing.rows:
-            raise UserError(
-                f"config.batch_size={self.batch_size} is not a multiple of config.packing.rows={packing.rows}."
-            )
+        if self.batch_size % (rows := self.data.window[1]):
+            where = "conversations" if packing is None else "packing"
+            raise UserError(f"config.batch_size={self.batch_size} is not a multiple of config.{where}.rows={rows}.")
         _ = self.clock  # two units of the total, or none, is an error now
         for name in ("log", "checkpoint", "evaluate"):
             self.clock.steps(self, name)
@@ -188,9 +191,13 @@ def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experime
     image = configs.build(config.image)
     source = configs.build(config.data.source, image=image)  # parts of a mixture may have the transform of all
     late = {"image": image, "class_names": tuple(source.class_names)}
-    late["packing"] = None if config.get("packing") is None else configs.build(config.packing)
+    for name in ("packing", "conversations"):
+        late[name] = None if config.get(name) is None else configs.build(config[name])
     if config.get("text") is not None:
-        text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets)
+        written = late["conversations"] and late["conversations"].written
+        control = written.tokens if written else ()
+        text = configs.build(config.text, tokenizer=tokenizer).resolve(source.captions, assets, control)
+        late["end_id"] = late["conversations"].chat(text).end_id if written else text.eos_id
         late |= {"text": text, "tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
         late |= {"pad_id": text.pad_id, "eos_id": text.eos_id, "bos_id": text.bos_id}
     return configs.build(config, **late)

@@ -188,10 +188,7 @@ class Packing:
 
         Raises: UserError where `image` crops, which would decide the aspect ratio.
         """
-        for field in ("random_resized_crop", "pad_crop"):
-            if getattr(image, field):
-                raise UserError(f"ImageTransform.{field} changes the aspect ratio, which packing keeps; leave it out.")
-        return NativeTransform(image, self.patch_size, max(self.budgets))
+        return native_transform(image, self.patch_size, max(self.budgets))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +224,17 @@ class NativeTransform:
             image = self.image
             array = resize(open_image(array, None), (width, height), image.interpolation, image.resizer)
         return self.image.augment(array, rng)
+
+
+def native_transform(image: ImageTransform, patch_size: int, budget: int) -> NativeTransform:
+    """What reads and varies images in place of `image`, whose flip and augmentation it takes over.
+
+    Raises: UserError where `image` crops, which would decide the aspect ratio.
+    """
+    for field in ("random_resized_crop", "pad_crop"):
+        if getattr(image, field):
+            raise UserError(f"ImageTransform.{field} changes the aspect ratio, which packing keeps; leave it out.")
+    return NativeTransform(image, patch_size, budget)
 
 
 def keep_patches(

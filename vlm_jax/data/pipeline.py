@@ -5,26 +5,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.data import state as data_state
 from vlm_jax.data.apportion import Apportionment
+from vlm_jax.data.conversations import Conversations
+from vlm_jax.data.conversations_rows import ConversationRows
 from vlm_jax.data.documents import Documents
 from vlm_jax.data.documents_rows import DocumentRows
-from vlm_jax.data.errors import UnreadableRecord
+from vlm_jax.data.evaluation import evaluation_batches as evaluation_batches
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.packing import Packing
 from vlm_jax.data.packing_rows import PackedRows
-from vlm_jax.data.reader import Example, Reader
 from vlm_jax.data.rows import Rows
 from vlm_jax.data.stream import stream
-from vlm_jax.data.text import Text, caption_ids
+from vlm_jax.data.text import Text
 from vlm_jax.data.tiles import Tiles
 from vlm_jax.data.tiles_rows import TiledRows
 from vlm_jax.data.workers import WorkerStream
@@ -55,6 +55,8 @@ class Pipeline:
         example g. None: a row is an example.
       tiles: cuts images into tiles of `image.size`, with a thumbnail; see `vlm_jax.data.tiles_rows` for the batch.
       documents: rows hold documents of texts and images (`data.sources.interleaved.Interleaved`), or pairs as such.
+      conversations: rows hold conversations (`data.sources.conversations.Messages`), or pairs as such; where they are
+        packed, what is said above of row g holds of conversation g.
     """
 
     source: Any
@@ -68,6 +70,7 @@ class Pipeline:
     packing: Packing | None = None
     tiles: Tiles | None = None
     documents: Documents | None = None
+    conversations: Conversations | None = None
 
     def __post_init__(self):
         self.validate()
@@ -83,12 +86,15 @@ class Pipeline:
                     "set both to one value."
                 )
 
-        layouts = [name for name in ("packing", "tiles", "documents") if getattr(self, name) is not None]
+        layouts = [
+            name for name in ("packing", "tiles", "documents", "conversations") if getattr(self, name) is not None
+        ]
         if len(layouts) > 1:
             raise UserError(f"Pipeline.{' and '.join(layouts)} say each what a row holds; set one of them.")
-        if self.documents is not None:
-            self.documents.check(self.text)
-        if (layout := self.packing or self.tiles) is not None:
+        for reads_text in (self.documents, self.conversations):
+            if reads_text is not None:
+                reads_text.check(self.text)
+        if (layout := self.packing or self.tiles or self.conversations) is not None:
             for part in self.parts.values():
                 layout.transform(part.image or self.image)
         if self.packing is None:
@@ -125,6 +131,8 @@ class Pipeline:
             return PackedRows
         if self.tiles is not None:
             return TiledRows
+        if self.conversations is not None:
+            return ConversationRows
         return Rows if self.documents is None else DocumentRows
 
     def describe(self) -> list[dict]:
@@ -139,17 +147,28 @@ class Pipeline:
             for name, part in self.parts.items()
         ]
 
+    @property
+    def _packed(self) -> Packing | Conversations | None:
+        return self.packing or self.conversations
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """So many examples become so many rows."""
+        return (1, 1) if self._packed is None else (self._packed.examples, self._packed.rows)
+
     def describe_packing(self) -> dict | None:
         """How it is packed, for the state of a checkpoint."""
-        return None if self.packing is None else json.loads(json.dumps(dataclasses.asdict(self.packing)))
+        return None if self._packed is None else json.loads(json.dumps(dataclasses.asdict(self._packed)))
 
     def first_example(self, row: int) -> int:
         """The index of the first example in the row, or in the packed window that it begins."""
-        return row if self.packing is None else row // self.packing.rows * self.packing.examples
+        examples, rows = self.window
+        return row // rows * examples
 
     def first_row(self, example: int) -> int:
         """The row that holds the example, or the first of its packed window."""
-        return example if self.packing is None else example // self.packing.examples * self.packing.rows
+        examples, rows = self.window
+        return example // examples * rows
 
     def batches(
         self,
@@ -185,15 +204,16 @@ class Pipeline:
         rows = np.asarray(rows, np.int64)
         if rows.size == 0 or rows.min() < 0 or rows.max() >= batch_size:
             raise ValueError(f"rows must be some of range({batch_size})")
-        if self.packing is not None and batch_size % self.packing.rows:
-            raise UserError(f"batch_size={batch_size} is not a multiple of Packing.rows={self.packing.rows}.")
+        if batch_size % self.window[1]:
+            what = type(self._packed).__name__
+            raise UserError(f"batch_size={batch_size} is not a multiple of {what}.rows={self.window[1]}.")
         origin = None
         if state is not None:
             state = data_state.complete(state)
             now = {"seed": seed, "sources": self.describe(), "packing": self.describe_packing()}
             if (was := data_state.window(state)) != (is_now := data_state.window(now)):
                 raise UserError(
-                    f"Packing.examples in Packing.rows was {was}, is {is_now}: they say where in the data a run is, "
+                    f"examples that are packed into rows: was {was}, is {is_now}; they say where in the data a run is, "
                     "and cannot change; begin another from its parameters (config.init_from)."
                 )
             changes = data_state.changes(state, now)
@@ -247,7 +267,8 @@ class Batches:
     uint32 [b, 2] (high and low half of the global example index), with text `text` int32 [b, L] and `caption_id` int32
     [b] (equal for equal rows of text), and `label` int32 [b] (-1 where a record has none) where the source has class
     names. Packed batches have what `Packing.spec` says, and `example_id` [b, images, 2]; tiled ones `image` [b, tiles,
-    H, W, 3] and what `TiledRows` says; documents what `Documents.spec` says.
+    H, W, 3] and what `TiledRows` says; documents what `Documents.spec` says; conversations what
+    `Conversations.spec` and `ConversationRows` say.
     """
 
     def __init__(self, pipeline: Pipeline, seed: int, load: _Load, rows: np.ndarray, state: dict):
@@ -334,66 +355,3 @@ class Batches:
     def close(self) -> None:
         """Stops the threads or workers; whatever they have prepared is dropped."""
         self._stream.close()
-
-
-def evaluation_batches(
-    source: Any,
-    image: ImageTransform,
-    text: Text | None = None,
-    *,
-    batch_size: int,
-    rows: np.ndarray,
-    cache: dict[int, Example] | None = None,
-    more: Mapping[str, tuple[int, ...]] | None = None,
-    threads: int = 4,
-    prefetch: int = 2,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a whole source in its order, for evaluation: no shuffling, no augmentation, first captions.
-
-    Every process gets ceil(len(source) / batch_size) batches. Row r of batch k is record k * batch_size + r.
-
-    Args:
-      rows: the rows of the global batch that this process holds.
-      cache: a dict that the caller keeps, to decode every image once over several evaluations.
-      more: other entries of the records, integers, and the shape of each.
-
-    Yields:
-      `image` uint8 [b, H, W, 3] (or `image/NAME`, see `ImageTransform.batch`), `index` int32 [b], `mask` bool [b], with
-      text `text` and `caption_id`, and `label` where the source has class names, and what `more` names, int32 [b, ...].
-      Rows past the end, and unreadable records, are zeros with `mask` False and `label` -1.
-    """
-    more = dict(more or {})
-    read, length = Reader(source, image, text is not None, cache, more=tuple(more)), len(source)
-    steps = -(-length // batch_size)
-    nothing = Example(image.blank, ("",), -1, tuple(np.zeros(shape, np.int32) for shape in more.values()))
-
-    def load(step: int, rows: np.ndarray):
-        indices = step * batch_size + rows
-        mask = indices < length
-        examples = []
-        for i, index in enumerate(indices.tolist()):
-            example = nothing
-            if mask[i]:
-                try:
-                    example = read(index)
-                except UnreadableRecord as error:
-                    logging.warning("evaluation leaves out %s", error)
-                    mask[i] = False
-            examples.append(example)
-        pixels = image.batch([e.image for e in examples])
-        batch = {f"image/{k}": v for k, v in pixels.items()} if isinstance(pixels, dict) else {"image": pixels}
-        batch |= {"index": np.where(mask, indices, 0).astype(np.int32), "mask": mask}
-        if text is not None:
-            batch["text"] = text([e.texts[0] for e in examples])
-            batch["caption_id"] = caption_ids(batch["text"])
-        if source.class_names:
-            batch["label"] = np.array([e.label for e in examples], np.int32)
-        batch |= {name: np.array([e.more[k] for e in examples], np.int32) for k, name in enumerate(more)}
-        return batch, []
-
-    batches = stream(load, rows=np.asarray(rows, np.int64), threads=threads, prefetch=prefetch, steps=steps)
-    try:
-        for batch, _ in batches:
-            yield batch
-    finally:
-        batches.close()

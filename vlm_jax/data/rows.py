@@ -83,7 +83,7 @@ class _PartReader:
 
     def __init__(self, name, part, pipeline, seed, reader, alone):
         image = part.image or pipeline.image
-        layout = pipeline.packing or pipeline.tiles
+        layout = pipeline.packing or pipeline.tiles or pipeline.conversations
         image = image if layout is None else layout.transform(image)
         self.name, self.choose, self.augment = name, part.choose, image.augment
         self.labelled = bool(part.source.class_names)

@@ -89,9 +89,10 @@ def experiment_of(config: Mapping) -> Experiment:
         size = _vocabulary(spec)
         config.text = configs.bind("plan.subject.Untokenized", **dict(configs.items(config.text)), size=size or 0)
         late |= {"text": configs.build(config.text, tokenizer="bytes"), "tokenizer": "bytes", "eos_id": 1, "pad_id": 0}
-        late["bos_id"] = 3
+        late |= {"bos_id": 3, "end_id": 1}
         late |= {"vocab_size": size} if size else {}
-    late["packing"] = None if config.get("packing") is None else configs.build(config.packing)
+    for name in ("packing", "conversations"):
+        late[name] = None if config.get(name) is None else configs.build(config[name])
     try:
         return configs.build(config, **late)
     except UserError as error:
