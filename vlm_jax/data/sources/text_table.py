@@ -1,4 +1,4 @@
-"""Rows of JSONL, CSV and TSV files, read at random."""
+"""Rows of JSONL, CSV and TSV files, and of lists in JSON, read at random."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,17 @@ NEWLINE, RETURN, QUOTE = b'\n\r"'
 class TextTable:
     """The rows of several files in their order; of each file an index says where each row begins and ends.
 
-    CSV and TSV files begin with a row of column names, and a quoted value may go over several lines (RFC 4180).
+    CSV and TSV files begin with a row of column names, and a quoted value may go over several lines (RFC 4180). Rows of
+    a `.json` are the elements of the list that it is.
     """
 
-    def __init__(self, path: str, storage: Storage, index: str | None):
-        """Raises: UserError for no file, one of another kind, or quotes that are never closed."""
+    def __init__(self, path: str, storage: Storage, index: str | None, suffixes: tuple[str, ...] = SUFFIXES):
+        """Raises: UserError for no file, one of another kind, quotes that are never closed, or JSON that is no list."""
         self.storage = storage
-        self.files = find_files(path, SUFFIXES, storage)
+        self.files = find_files(path, suffixes, storage)
         for file in self.files:
-            if not file.name.endswith(SUFFIXES):
-                raise UserError(f"{file.path} is none of {', '.join(SUFFIXES)}.")
+            if not file.name.endswith(suffixes):
+                raise UserError(f"{file.path} is none of {', '.join(suffixes)}.")
         self.indexes = indexes(self.files, KIND, functools.partial(make_row_index, storage=storage), storage, index)
         counts = (len(index.arrays["start"]) - self._headers(k) for k, index in enumerate(self.indexes))
         self.starts = starts_of(max(count, 0) for count in counts)
@@ -109,8 +111,10 @@ class TextTable:
 def make_row_index(file: File, storage: Storage) -> Index:
     """Where rows lie: `start` and `stop` int64 [rows], without line ends and blank lines.
 
-    Raises: UserError where quotes of a CSV file are never closed.
+    Raises: UserError where quotes of a CSV file are never closed, or a `.json` is no list.
     """
+    if file.name.endswith(".json"):
+        return _list_index(file, storage)
     quoted = file.name.endswith((".csv", ".tsv"))
     data = np.memmap(storage.local(file), np.uint8, "r") if file.size else np.empty(0, np.uint8)
     ends, quotes = [np.empty(0, np.int64)], 0
@@ -129,3 +133,29 @@ def make_row_index(file: File, storage: Storage) -> Index:
     stop = stop - with_return
     rows = stop > start
     return Index({}, {"start": start[rows], "stop": stop[rows]})
+
+
+def _list_index(file: File, storage: Storage) -> Index:
+    text = storage.local(file).read_bytes().decode("latin-1")  # a character a byte: JSON's own are ASCII
+    decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+    starts, stops = [], []
+
+    def sign(at: int, wanted: str) -> tuple[str, int]:
+        """What stands next and is not blank, and where that ends."""
+        at = blank.match(text, at).end()
+        if at == len(text) or text[at] not in wanted:
+            raise ValueError(f"{' or '.join(map(repr, wanted))} should stand at byte {at}")
+        return text[at], at + 1
+
+    try:
+        found, at = sign(3 * text.startswith("\xef\xbb\xbf"), "[")  # after a byte order mark
+        if text.startswith("]", blank.match(text, at).end()):
+            found = "]"
+        while found != "]":
+            starts.append(blank.match(text, at).end())
+            at = decoder.raw_decode(text, starts[-1])[1]
+            stops.append(at)
+            found, at = sign(at, ",]")
+    except ValueError as error:
+        raise UserError(f"{file.path} is not a list in JSON: {error}.") from None
+    return Index({}, {"start": np.array(starts, np.int64), "stop": np.array(stops, np.int64)})

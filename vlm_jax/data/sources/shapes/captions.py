@@ -26,6 +26,11 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     return full + attributes
 
 
+def description(scene: Scene) -> str:
+    """All objects, from left to right, with what is to be known of each but its place."""
+    return _listing(scene.objects, "{o.size} {o.colour} {o.shape}")
+
+
 def _listing(objects: tuple[Object, ...], form: str) -> str:
     *first, last = ["a " + form.format(o=o) for o in objects]
     if not first:

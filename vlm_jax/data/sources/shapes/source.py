@@ -23,7 +23,7 @@ PAIRS = {
     "held_out": tuple(k for k, name in enumerate(CLASS_NAMES) if name in HELD_OUT),
     "all": tuple(range(len(CLASS_NAMES))),
 }
-_SCENE, _CAPTIONS, _QUESTIONS = range(3)  # streams of random numbers, so that one does not disturb the other
+_SCENE, _CAPTIONS, _QUESTIONS, _ORDER = range(4)  # streams of random numbers, so that one does not disturb the other
 _VERSION = 1  # part of the fingerprint: raise it whenever the same index gives another record
 
 
@@ -121,6 +121,11 @@ class Shapes:
     def questions(self, index: int) -> list[Question]:
         """Questions with one-word answers about image `index`: (question, answer, type) each."""
         return questions(self.scene(index), self._rng(_QUESTIONS, index))
+
+    def shuffled_questions(self, index: int) -> list[Question]:
+        """Those of `questions`, in an order drawn at random."""
+        asked = self.questions(index)
+        return [asked[k] for k in self._rng(_ORDER, index).permutation(len(asked))]
 
     def captions(self, limit: int | None = None) -> Iterator[str]:
         """The captions of the first scenes, at most `limit`, to train a tokenizer on."""
