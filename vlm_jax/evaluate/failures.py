@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax import config as configs
+from vlm_jax.data.conversations import images_of
 from vlm_jax.data.image import ImageTransform, open_image
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate.compare import Tables, same_examples, told
@@ -105,6 +106,6 @@ def _case(names: Sequence[str], tables: Sequence[Tables], right: np.ndarray, cas
 
 def _picture(source: Any, record: int) -> np.ndarray | None:
     try:
-        return np.asarray(open_image(source[record]["image"], SIDE))
+        return np.asarray(open_image(images_of(source[record])[0], SIDE))
     except Exception:  # a record that was there and is not now: the others are shown
         return None
