@@ -31,6 +31,17 @@ def zero_shot_shapes(image_size: int):
     )
 
 
+def captions_shapes(image_size: int):
+    """Captions of drawn shapes; bind evaluators of captioned images of your own the same way."""
+    shapes = dict(size=480, image_size=image_size, split="test")
+    return bind(
+        "evaluate.captions.Captions",
+        source=bind("data.sources.shapes.Shapes", **shapes),
+        image=late("image"),
+        text=late("text"),
+    )
+
+
 def smoke(config, *, image_size: int, batch_size: int):
     """Changes a recipe so that a laptop takes a few steps of the same model in about a minute."""
     config.total_examples = 4 * batch_size
@@ -39,8 +50,9 @@ def smoke(config, *, image_size: int, batch_size: int):
     config.log_steps = 1
     config.data.source = bind("data.sources.shapes.Shapes", size=1000, image_size=image_size)
     config.data.threads = 1
-    config.evals.zero_shot_shapes.source.size = 16
-    config.evals.zero_shot_shapes.batch_size = 16
+    for evaluator in config.evals.values():
+        evaluator.source.size = 16
+        evaluator.batch_size = 16
     config.optimizer.schedule.warmup_steps = 1
 
 

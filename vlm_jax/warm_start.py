@@ -15,6 +15,8 @@ from vlm_jax import config as configs
 from vlm_jax import interop, tree
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError, closest
+from vlm_jax.interop import ours
+from vlm_jax.models.captioner import Captions
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn.positions import resample
@@ -43,18 +45,63 @@ def load(path: str, model: Any, warn: Callable[[str], None]) -> tuple[dict, str]
     found = interop.source(path)
     theirs = configs.build(found.model)
     alone = isinstance(theirs, ViT)
-    if alone and not isinstance(model, (TwoTower, ViT)):
+    if alone and not isinstance(model, (TwoTower, Captions, ViT)):
         raise UserError(f"config.init_from={path} is an image tower; {type(model).__name__} has none to put it in.")
     _compute_alike(path, _towers(model), _towers(theirs))
     params = found.params()
-    params = {"image": params} if alone and isinstance(model, TwoTower) else params
-    if not alone and (model.image_mean, model.image_std) != (theirs.image_mean, theirs.image_std):
+    params = {"image": params} if alone and not isinstance(model, ViT) else params
+    pixels = lambda model: (getattr(model, "image_mean", None), getattr(model, "image_std", None))
+    if not alone and pixels(model) != pixels(theirs):
         warn(f"config.init_from={path}: check that task.model.image_mean and image_std are those it was trained with")
     return params, f"parameters from {path} ({found.family}{', image tower' if alone else ''})"
 
 
+def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]) -> tuple[dict, str]:
+    """Parameters of several models, each under a name of this one's, and whence they are.
+
+    Args:
+      parts: {"image": "PATH#image", "decoder": "PATH"}: our name, and what `load` takes; "#NAME" is a part of it.
+      model, warn: see `load`.
+
+    Raises:
+      UserError: there is nothing to load, or no such part, or a part computes differently.
+    """
+    params, said = {}, []
+    for prefix, spec in parts.items():
+        path, _, part = spec.partition("#")
+        found, theirs = _anything(path)
+        for name in part.split("/") if part else ():
+            if not isinstance(found, Mapping) or name not in found:
+                names = found if isinstance(found, Mapping) else ()
+                raise UserError(f"config.init_from.{prefix}={spec}: {path} has no {part!r}; {closest(name, names)}")
+            found, theirs = found[name], getattr(theirs, name, None)
+        ours = getattr(model, prefix, None)
+        if ours is not None and theirs is not None and hasattr(ours, "geometry") and hasattr(theirs, "geometry"):
+            _compute_alike(spec, {prefix: ours}, {prefix: theirs})
+        params[prefix] = found
+        said.append(f"{prefix} from {spec}")
+    return params, f"parameters of {', '.join(said)}"
+
+
+def _anything(path: str) -> tuple[dict, Any]:
+    """(Parameters, the model they are of) of a workdir, or of another library."""
+    if interop.is_foreign(path):
+        found = interop.source(path)
+        return found.params(), configs.build(found.model)
+    if not Path(path).is_dir():
+        raise UserError(f"config.init_from={path}: no such folder.")
+    return load_params(path)[0], configs.build(ours.open_run(Path(path)).model) if configs.is_workdir(path) else None
+
+
+def others(parts: Mapping[str, str]) -> str:
+    """What `fit` skips where only these parts were loaded: the names of all other parameters."""
+    return rf"(?!(?:{'|'.join(map(re.escape, parts))})/).*"
+
+
 def _towers(model: Any) -> dict[str, Any]:
-    return {"image": model} if isinstance(model, ViT) else {"image": model.image, "text": model.text}
+    if isinstance(model, ViT):
+        return {"image": model}
+    return {name: getattr(model, name) for name in ("image", "text", "decoder") if hasattr(model, name)}
 
 
 def _compute_alike(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

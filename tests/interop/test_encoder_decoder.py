@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_jax import config as configs
-from vlm_jax import interop, tree
+from vlm_jax import interop, tree, warm_start
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.errors import UserError
 from vlm_jax.interop import encoder_decoder, hugging_face, table, writing
@@ -121,3 +121,16 @@ def test_what_it_cannot_express_is_named():
     model = Captioner(decoder=TextDecoder(depth=1))
     with pytest.raises(UserError, match=r"TrOCRForCausalLM cannot express decoder\.norm='pre'; it has 'post'"):
         hugging_face.describe(model)
+
+
+def test_it_is_trained_on_whole_or_from_its_image_tower(tmp_path):
+    whole = interop.source(small.save(small.randomise(build()), tmp_path / "whole"))
+    tower = interop.source(small.save(small.randomise(small.vit(qkv_bias=False)), tmp_path / "tower"))
+    model = configs.build(whole.model)
+    live = jax.tree.map(jnp.zeros_like, whole.params())
+    for source, name in ((whole, "whole"), (tower, "tower")):
+        params, _ = warm_start.load(str(tmp_path / name), model, pytest.fail)
+        found = tree.flatten(warm_start.fit(params, live, {}))
+        wanted = tree.flatten(source.params() if name == "whole" else {"image": source.params()})
+        for key, leaf in found.items():
+            np.testing.assert_array_equal(leaf, wanted.get(key, 0), err_msg=key)
