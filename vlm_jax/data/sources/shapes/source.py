@@ -96,10 +96,7 @@ class Shapes:
 
     def scene(self, index: int) -> Scene:
         """Everything that is in image `index`, without drawing it."""
-        rng = self._rng(_SCENE, index)
-        count = 1 + int(np.searchsorted(np.cumsum(SCENES[self.scenes][:2]), rng.random(), side="right"))
-        word = WORDS[rng.integers(len(WORDS))] if rng.random() < self.words else ""
-        return draw_scene(rng, count, PAIRS[self.pairs], word)
+        return _scene(self, index)
 
     def objects(self, index: int) -> list[dict]:
         """Objects of image `index`, left to right: `label`, `name`, `colour`, `shape`, `size`, `box`.
@@ -142,3 +139,11 @@ class Shapes:
             raise IndexError(f"{self.name} has {self.size} examples, asked for number {index}.")
         key = np.array([self.seed, SPLITS.index(self.split)], np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, stream, index], np.uint64)))
+
+
+@functools.lru_cache(maxsize=64)  # a record asks for its scene more than once
+def _scene(shapes: Shapes, index: int) -> Scene:
+    rng = shapes._rng(_SCENE, index)
+    count = 1 + int(np.searchsorted(np.cumsum(SCENES[shapes.scenes][:2]), rng.random(), side="right"))
+    word = WORDS[rng.integers(len(WORDS))] if rng.random() < shapes.words else ""
+    return draw_scene(rng, count, PAIRS[shapes.pairs], word)
