@@ -54,7 +54,8 @@ class Experiment:
       keep_checkpoints: how many steps stay on disk.
       resume: a workdir to continue from where this one has no checkpoint; everything is taken over.
       init_from: a workdir or checkpoint whose parameters are the start; or a model of another library: a folder of
-        Hugging Face or open_clip, a big_vision `.npz`, `hf:ORG/NAME` (see `vlm_jax.interop`).
+        Hugging Face or open_clip, a big_vision `.npz`, `hf:ORG/NAME` (see `vlm_jax.interop`). Or several of these by
+        the part of the model that each is for, such as {"image": "PATH#image", "decoder": "hf:ORG/NAME"}.
       init_from_skip: regular expressions of parameters that `init_from` leaves as they are initialised.
       overfit_batches: train on the first N batches again and again, to see the loss fall to zero.
       profile: writes a trace window.
@@ -82,7 +83,7 @@ class Experiment:
     grad_dtype: Literal["float32", "bfloat16"] = "float32"
     keep_checkpoints: int = 3
     resume: str | None = None
-    init_from: str | None = None
+    init_from: str | Mapping[str, str] | None = None
     init_from_skip: tuple[str, ...] = ()
     overfit_batches: int | None = None
     profile: Profile | None = None

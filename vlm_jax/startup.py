@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,11 @@ def begin(plan: Plan, store: Store, warn: Callable[[str], None]) -> Start:
             raise UserError(f"config.resume={resume}: there is no checkpoint in it.")
         return _start(plan, found, f"resumed from {resume}, step")
     if init_from:
-        params, whence = warm_start.load(init_from, plan.experiment.task.model, warn)
-        return Start(with_params(plan, initialise(plan), params), None, whence)
+        parts = isinstance(init_from, Mapping)
+        load = warm_start.load_parts if parts else warm_start.load
+        params, whence = load(init_from, plan.experiment.task.model, warn)
+        skip = (warm_start.others(init_from),) if parts else ()
+        return Start(with_params(plan, initialise(plan), params, skip), None, whence)
     return Start(initialise(plan), None, "from scratch")
 
 
@@ -150,12 +153,12 @@ def _existing(path: str, key: str) -> Path:
     return Path(path)
 
 
-def with_params(plan: Plan, state: TrainState, params: dict) -> TrainState:
+def with_params(plan: Plan, state: TrainState, params: dict, skip: Sequence[str] = ()) -> TrainState:
     """The state with the parameters (per-layer names) of another model, see `warm_start.fit`. Raises UserError."""
     live = merge(state.params, state.frozen)
     model = plan.experiment.task.model
     resize = getattr(getattr(model, "image", model), "posemb_resize", "bilinear")
-    live = warm_start.fit(params, live, plan.stacks, plan.experiment.init_from_skip, resize)
+    live = warm_start.fit(params, live, plan.stacks, (*plan.experiment.init_from_skip, *skip), resize)
     trained, frozen = plan.experiment.optimizer.split(live, plan.stacks)
     ema = jax.tree.map(jnp.copy, trained) if state.ema else {}
     return state.replace(params=trained, frozen=frozen, ema=ema)

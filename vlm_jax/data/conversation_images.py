@@ -10,8 +10,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.image import ImageTransform, open_image
 from vlm_jax.data.packing import NativeTransform, fit, native_transform, patchify
+from vlm_jax.data.resize import resize
 from vlm_jax.errors import UserError
 
 Spec = dict[str, tuple[tuple[int, ...], str]]
@@ -107,6 +108,7 @@ class NativeImages:
       merge: patches that a token covers along a side; 2 of EVE, 1 of Fuyu.
       cls: each image begins with a place for the whole of it, as EVE's.
       longest: patches that no side exceeds, where the model's positions end; None leaves sides free.
+      view: side of a square picture of each image beside its patches, for a teacher (EVE's); None for none.
     """
 
     count: int = 1
@@ -116,13 +118,14 @@ class NativeImages:
     merge: int = 1
     cls: bool = False
     longest: int | None = None
+    view: int | None = None
 
     def __post_init__(self):
         self.validate()
 
     def validate(self) -> None:
         """Raises: UserError for sizes that no image could have."""
-        for name in ("count", "patch_size", "patches", "budget", "merge", "longest"):
+        for name in ("count", "patch_size", "patches", "budget", "merge", "longest", "view"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"NativeImages.{name}={getattr(self, name)} must be at least 1.")
         if self.budget < self.merge**2 or (self.longest or self.merge) < self.merge:
@@ -150,6 +153,7 @@ class NativeImages:
             "patch_positions": ((self.patches, 2), "int32"),
             "image_segment_ids": ((self.patches,), "int32"),
             "image_grids": ((self.count, 2), "int32"),
+            **({} if self.view is None else {"image": ((self.count, self.view, self.view, 3), "uint8")}),
         }
 
     def grid(self, image: Pixels) -> tuple[int, int]:
@@ -176,7 +180,10 @@ class NativeImages:
         rows, cols = grid = self.grid(image)
         start = int((row["image_segment_ids"] > 0).sum())
         place = slice(start, start + rows * cols)
-        row["patches"][place] = patchify(augment(image, rng, grid), self.patch_size)
+        pixels = augment(image, rng, grid)
+        row["patches"][place] = patchify(pixels, self.patch_size)
+        if self.view is not None:  # of the same pixels, as they were cropped and flipped
+            row["image"][number - 1] = resize(open_image(pixels, None), (self.view, self.view), "bilinear")
         row["patch_positions"][place] = np.stack(np.divmod(np.arange(rows * cols), cols), axis=1)
         row["image_segment_ids"][place] = number
         row["image_grids"][number - 1] = grid

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vlm_jax.errors import UserError
-from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, place, places
+from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, native, place, places, same
 from vlm_jax.models.two_tower import normalize
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn.functional import Functional
@@ -125,6 +125,11 @@ class Eve(MultimodalDecoder):
         """`{"params": ...}`: nested dicts of f32 arrays."""
         keys = jax.random.split(key, len(self._parts))
         return {"params": {name: part.init(k) for (name, part), k in zip(self._parts.items(), keys)}}
+
+    def check_images(self, images: Any) -> None:
+        """Raises UserError where the data has patches of another kind, or no view for the teacher."""
+        native(images, self.patch_size, self.merge, True, self.patches, self.images)
+        same("NativeImages.view", images.view, None if self.teacher is None else self.teacher.image.image_size)
 
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """`patches` uint8 [batch, patches, pixels * 3] of all images of a row, their `image_grids`, `text_image_ids`;

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from vlm_jax.errors import UserError
-from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, place, places
+from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, native, place, places
 from vlm_jax.models.two_tower import normalize
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
@@ -61,6 +62,10 @@ class Fuyu(MultimodalDecoder):
         """`{"params": ...}`: nested dicts of f32 arrays."""
         patch, decoder = jax.random.split(key)
         return {"params": {"patch": self._patch.init(patch), "decoder": self.decoder.init(decoder)}}
+
+    def check_images(self, images: Any) -> None:
+        """Raises UserError where the data has patches of another kind."""
+        native(images, self.patch_size, 1, False, self.patches, self.images)
 
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """`patches` uint8 [batch, patches, pixels * 3] of a row's images, their `image_grids`, and `text_image_ids`."""

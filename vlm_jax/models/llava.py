@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vlm_jax.errors import UserError
-from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, place
+from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, place, same
 from vlm_jax.models.tower import check
 from vlm_jax.models.two_tower import normalize
 from vlm_jax.models.vit import ViT
@@ -93,6 +94,13 @@ class Llava(MultimodalDecoder):
                 "decoder": self.decoder.init(decoder),
             }
         }
+
+    def check_images(self, images: Any) -> None:
+        """Raises UserError where the data has others than `images` of `image_tokens` places."""
+        if not hasattr(images, "tokens"):
+            raise UserError(f"Conversations.images={images}: the model takes FixedImages; bind them there.")
+        same("FixedImages.count", images.count, self.images)
+        same("FixedImages.tokens", images.tokens, self.image_tokens)
 
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """`image` uint8 [batch, images, height, width, 3], and `text_image_ids`, which of them a place belongs to."""

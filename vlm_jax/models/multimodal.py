@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import Cache, LanguageModel
 from vlm_jax.nn.positions import within_segments
 
@@ -28,6 +29,21 @@ def place(
     index = jnp.clip(index, 0, vectors.shape[1] - 1)
     chosen = jnp.take_along_axis(vectors, index[..., None], axis=1)
     return jnp.where(image_ids[..., None] > 0, chosen.astype(text.dtype), text)
+
+
+def same(name: str, value: Any, wanted: Any) -> None:
+    """Raises UserError where a field of the data is not what the model takes."""
+    if value != wanted:
+        raise UserError(f"{name}={value}: the model takes {wanted}; set both to one value.")
+
+
+def native(images: Any, patch_size: int, merge: int, cls: bool, patches: int, count: int) -> None:
+    """Raises UserError where `Conversations.images` are not `NativeImages` of these sizes."""
+    wanted = {"patch_size": patch_size, "merge": merge, "cls": cls, "patches": patches, "count": count}
+    if not hasattr(images, "patch_size"):
+        raise UserError(f"Conversations.images={images}: the model takes NativeImages; bind them there.")
+    for field, value in wanted.items():
+        same(f"NativeImages.{field}", getattr(images, field), value)
 
 
 class Places(NamedTuple):
@@ -93,6 +109,10 @@ class MultimodalDecoder(abc.ABC):
         """`{"params": ...}`: nested dicts of f32 arrays."""
 
     @abc.abstractmethod
+    def check_images(self, images: Any) -> None:
+        """Raises UserError where the model does not take `Conversations.images`."""
+
+    @abc.abstractmethod
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What the model reads of a batch beside `text` and `text_segment_ids`."""
 
@@ -135,6 +155,10 @@ class TextDecoder(MultimodalDecoder):
     def init(self, key: Array) -> Variables:
         """`{"params": ...}`: nested dicts of f32 arrays."""
         return {"params": {"decoder": self.decoder.init(key)}}
+
+    def check_images(self, images: Any) -> None:
+        """Raises UserError where there are any."""
+        same("Conversations.images", images, None)
 
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Nothing."""

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from vlm_jax.data.conversation_images import FixedImages, NativeImages
+from vlm_jax.data.conversations import Conversations
 from vlm_jax.errors import UserError
 from vlm_jax.generate import Sampling, generate
 from vlm_jax.nn import shard
@@ -27,6 +29,9 @@ class Writer(Protocol):
     stacks: dict[str, int]
 
     def init(self, key: Key[Array, ""]) -> Variables: ...
+
+    def check_images(self, images: FixedImages | NativeImages | None) -> None:
+        """Raises UserError where it does not take the images that rows hold."""
 
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What it reads of a batch, of rows of `length` tokens."""
@@ -56,15 +61,18 @@ class LanguageModeling:
       model: a language model, alone or with images; see `Writer`.
       length: tokens of a row, at most the model's.
       z_loss: see `losses.cross_entropy`.
-      sampling: how `predict["answer"]` writes. eos_id, pad_id: the tokenizer's; an answer ends with the first.
+      sampling: how `predict["answer"]` writes.
+      end_id, pad_id: what ends an answer, and what fills rows.
+      conversations: how rows were written, where they are conversations; the model must take what they hold.
     """
 
     model: Any
     length: int = 2048
     z_loss: float = 0.0
     sampling: Sampling = Sampling()
-    eos_id: int | None = None
+    end_id: int | None = None
     pad_id: int = 0
+    conversations: Conversations | None = None
 
     def __post_init__(self):
         self.validate()
@@ -77,6 +85,8 @@ class LanguageModeling:
             )
         if self.z_loss < 0:
             raise UserError(f"z_loss={self.z_loss} must be at least 0.")
+        if self.conversations is not None:
+            self.model.check_images(self.conversations.images)
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -138,7 +148,7 @@ def _answer(
     batch: Mapping[str, Array],
     key: Array | None = None,
 ) -> Int[Array, "n max_tokens"]:
-    stop = task.sampling.stop if task.eos_id is None else (*task.sampling.stop, task.eos_id)
+    stop = task.sampling.stop if task.end_id is None else (*task.sampling.stop, task.end_id)
     sampling = dataclasses.replace(task.sampling, stop=stop, pad=task.pad_id)
     places = batch["text"].shape[1] + sampling.max_tokens
     if places > task.model.length:
