@@ -41,8 +41,8 @@ def found(devices, batch_size, **changes):
     decoder = LanguageModel(**SHAPE, num_kv_heads=2, vocab_size=TEXT.vocab_size, length=64)
     vit = ViT(**SHAPE, patch_size=4, image_size=8, pool="cls", out_dim=None)
     model = Llava(decoder=decoder, image=vit)
-    ids = dict(eos_id=TEXT.eos_id, pad_id=TEXT.pad_id)
-    task = LanguageModeling(model, length=64, sampling=Sampling(max_tokens=5), **ids)
+    sampling = Sampling(max_tokens=5, stop=(TEXT.eos_id,))
+    task = LanguageModeling(model, length=64, sampling=sampling, pad_id=TEXT.pad_id)
     mesh = Layout().make(jax.devices()[:devices])
     params = jax.jit(model.init)(jax.random.key(0))["params"]
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
