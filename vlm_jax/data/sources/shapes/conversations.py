@@ -64,7 +64,8 @@ class ShapesQuestions:
     def __getitem__(self, index: int) -> dict:
         """`messages`, a question and its answer; `answers`, `type` (one of `questions.TYPES`), `key` "SCENE:NUMBER".
 
-        And `image` uint8 [image_size, image_size, 3], unless it is described.
+        `cluster` is the scene, whose questions depend on one another. And `image` uint8 [image_size, image_size, 3],
+        unless it is described.
         """
         scene, number, asked = self._asked(index)
         drawn = self.shapes.scene(scene)
@@ -76,6 +77,7 @@ class ShapesQuestions:
             "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": asked.answer}],
             "answers": [asked.answer],
             "type": asked.type,
+            "cluster": scene,
             "key": f"{scene}:{number}",
         }
 
