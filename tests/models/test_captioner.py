@@ -66,14 +66,18 @@ def test_a_token_sees_those_before_it_and_all_of_the_image(name, parameters):
     assert (np.abs(of(IMAGE[::-1], TEXT) - before).max((0, 2)) > 1e-4).all()
 
 
-def test_rows_in_parallel_see_no_token_of_their_text(parameters):
-    variables, parallel = parameters(CAPPA), jnp.array([True, False] * 4)
-    of = jax.jit(lambda text: logits_of(CAPPA, variables, IMAGE, text, parallel=parallel))
-    found, other = of(TEXT), of(TEXT[::-1])
-    np.testing.assert_array_equal(found[::2], other[::2])
+def test_hidden_tokens_are_predicted_in_parallel(parameters):
+    """Every second row: from its first two tokens alone, which see what comes after them."""
+    variables = parameters(CAPPA)
+    hidden = np.arange(6) >= np.array([2, 6] * 4)[:, None]
+    of = jax.jit(lambda text, hidden: logits_of(CAPPA, variables, IMAGE, text, hidden=hidden))
+    found = of(TEXT, hidden)
+    np.testing.assert_array_equal(found, of(np.where(hidden, 9, TEXT), hidden))
     np.testing.assert_allclose(found[1::2], logits_of(CAPPA, variables, IMAGE, TEXT)[1::2], rtol=1e-4, atol=1e-5)
-    # The first of them sees the last: with fewer there is another prediction.
-    assert (np.abs(of(TEXT[:, :5])[::2, 0] - found[::2, 0]).max(1) > 1e-5).all()
+    text = TEXT.copy()
+    text[:, 1] = 9
+    assert (np.abs(of(text, hidden) - found)[::2, 0].max(1) > 1e-5).all()
+    assert (np.abs(of(TEXT[:, :5], hidden[:, :5])[::2, 0] - found[::2, 0]).max(1) > 1e-5).all()
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -103,8 +107,8 @@ def test_cached_logits_are_those_of_whole_texts(name, scan, parameters):
 
 def loss(model, mesh, params, image, text):
     with shard.under(mesh):
-        parallel = jnp.arange(8) % 4 > 0 if model.decoder.mask_token else None
-        logits = logits_of(model, {"params": params}, image, text, parallel=parallel)
+        hidden = (text > 3) & (jnp.arange(8) % 4 > 0)[:, None] if model.decoder.mask_token else None
+        logits = logits_of(model, {"params": params}, image, text, hidden=hidden)
         return (jnp.arange(8.0)[:, None, None] * jax.nn.log_softmax(logits)[..., :3]).mean()
 
 
@@ -134,7 +138,7 @@ def test_on_a_mesh_equals_one_device(name, parameters):
         (lambda: changed(CAPPA, layer_scale=0.1), "has no layer_scale"),
         (lambda: changed(CAPPA, length=1), "length=1: wanted are at least 1 and 2"),
         (lambda: CAPPA.decoder.start({}, np.zeros((1, 4, 16)), 7), "texts of 7 tokens are longer than .* length=6"),
-        (lambda: TROCR.decoder.apply({}, IMAGE, TEXT, parallel=TEXT[:, 0] > 0), "needs a MASK token"),
+        (lambda: TROCR.decoder.apply({}, IMAGE, TEXT, hidden=TEXT > 0), "needs a MASK token"),
     ],
 )
 def test_mistakes_are_named(make, message):

@@ -126,3 +126,18 @@ def test_mistakes_are_named(fields, message):
     with pytest.raises(UserError) as error:
         ViT(**fields)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+def test_masked_patches_are_a_vector_at_their_places(pool, apply):
+    model = dataclasses.replace(TINY, pool=pool)
+    where = jax.random.bernoulli(jax.random.key(3), 0.5, (8, 16))
+    options = {"masked": (jnp.arange(16.0), where), "taps": ("embed",)}
+    _, aux = apply(model, **options)
+    blank = jnp.repeat(jnp.repeat(where.reshape(8, 4, 4), 4, axis=1), 4, axis=2)
+    _, blanked = apply(model, image=jnp.where(blank[..., None], 7.0, IMAGE), **options)
+    np.testing.assert_allclose(aux["taps"]["embed"], blanked["taps"]["embed"], atol=1e-5)
+    patches = lambda aux: aux["taps"]["embed"][:, pool == "cls" :]
+    shown = patches(apply(model, taps=("embed",))[1])
+    np.testing.assert_allclose(patches(aux)[~where], shown[~where], atol=1e-6)
+    assert (np.abs(patches(aux)[where] - shown[where]).max(1) > 0.1).all()

@@ -39,7 +39,8 @@ def dense(params, parallel=None):
     """All logits in memory, one token's probability at a time picked out."""
     v = {"params": params}
     tokens = MODEL.encode_image(v, DATA["image"])[1]["tokens"]
-    hidden = MODEL.decode(v, tokens, TEXT[:, :-1], parallel=parallel)
+    options = {} if parallel is None else {"hidden": jnp.tile(parallel[:, None], LENGTH - 1)}
+    hidden = MODEL.decode(v, tokens, TEXT[:, :-1], **options)
     picked = jnp.take_along_axis(jax.nn.log_softmax(hidden @ MODEL.head(v).T), TEXT[:, 1:, None], axis=2)[..., 0]
     likelihood = jnp.where(TEXT[:, 1:] == 0, 0, picked).sum(1)
     return -likelihood.sum() / (TEXT[:, 1:] != 0).sum(), likelihood

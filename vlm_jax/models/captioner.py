@@ -41,7 +41,7 @@ class TextDecoder(Stack):
       norm: "pre" or "post", see `nn.decoder.PlainLayer`.
       embed_norm: a LayerNorm of the embeddings.
       tied: the head is the token embedding.
-      mask_token: there is a MASK token, behind which `apply` can hide texts.
+      mask_token: there is a MASK token, behind which `apply` can hide others.
       eos_id, pad_id: the tokenizer's; they may be equal.
     """
 
@@ -90,24 +90,24 @@ class TextDecoder(Stack):
         context: Float[Array, "batch context context_dim"],
         text: Int[Array, "batch time"],
         *,
-        parallel: Bool[Array, " batch"] | None = None,
+        hidden: Bool[Array, "batch time"] | None = None,
     ) -> Float[Array, "batch time dim"]:
         """What the head is applied to, of each token; a token sees those before it, and all of the context.
 
-        Rows that are `parallel` are predicted from the context alone, all tokens at once: each of theirs is MASK and
-        sees all the others.
+        Tokens that are `hidden` are MASK, and all tokens of their row see one another: so what they hide is predicted
+        in parallel, from the context and from the tokens that are left.
 
         Raises:
-          UserError: the texts are longer than the model's `length`, or `parallel` is given without a MASK token.
+          UserError: the texts are longer than the model's `length`, or some are hidden without a MASK token.
         """
-        if parallel is not None and not self.mask_token:
+        if hidden is not None and not self.mask_token:
             raise UserError("parallel prediction needs a MASK token: give the decoder mask_token=True.")
         mask = None
         if self.mask_token:
             mask = jnp.tri(text.shape[1], dtype=bool)[None]
-            mask = mask if parallel is None else mask | parallel[:, None, None]
+            mask = mask if hidden is None else mask | hidden.any(axis=1)[:, None, None]
             mask = jnp.broadcast_to(mask, (text.shape[0], *mask.shape[1:]))
-        x = self._parts["embed"](params["embed"], text, parallel)
+        x = self._parts["embed"](params["embed"], text, hidden)
         stream, _ = self._blocks.stream(params["blocks"], x, mask, context)
         return self._finished(params, stream)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.tower import Tower, check
@@ -102,23 +102,30 @@ class ViT(Tower):
         train: bool = False,
         key: Array | None = None,
         taps: Sequence[str] = (),
+        masked: tuple[Float[Array, " dim"], Bool[Array, "batch patches"]] | None = None,
     ) -> tuple[Float[Array, "batch dim"], dict[str, Any]]:
         """One vector an image, and `aux["taps"]`: the activations named in `taps` (see `tap_names`).
 
         Images may have another size than the trained one, if patches divide it: learned positions are resampled.
-        `key`, one or one a row, is needed for patch dropout in training and for nothing else.
+        `key`, one or one a row, is needed for patch dropout in training and for nothing else. `masked` is a vector, and
+        the patches whose embeddings it takes the place of.
 
         Raises:
           UserError: the image is not divisible into patches, a tap is unknown, or `key` is missing.
         """
-        x = self._embedded(params, x, train, key)
+        x = self._embedded(params, x, train, key, masked)
         return self._encode(params, x, (lambda x: x[:, 0]) if self.pool == "cls" else pool.mean, taps=taps)
 
     def _embedded(
-        self, params: Params, x: Float[Array, "batch height width 3"], train: bool, key: Array | None
+        self,
+        params: Params,
+        x: Float[Array, "batch height width 3"],
+        train: bool,
+        key: Array | None,
+        masked: tuple[Array, Array] | None = None,
     ) -> Float[Array, "batch time dim"]:
         """What the blocks get."""
-        x = self._parts["embed"](params["embed"], x)
+        x = self._parts["embed"](params["embed"], x, masked)
         if train and self.patch_dropout:
             if key is None:
                 raise UserError("patch_dropout needs a key in training.")

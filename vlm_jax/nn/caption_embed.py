@@ -38,15 +38,14 @@ class CaptionEmbed(TextEmbed):
         self.ln = None if norm_eps is None else layer_norm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, text: Int[Array, "batch time"], masked: Bool[Array, " batch"] | None = None
+        self, text: Int[Array, "batch time"], hidden: Bool[Array, "batch time"] | None = None
     ) -> Float[Array, "batch time dim"]:
-        """The text from its beginning; of rows that are `masked`, every token is MASK."""
+        """The text from its beginning; tokens that are `hidden` are MASK."""
         if text.shape[1] > self.length:
             raise UserError(f"texts of {text.shape[1]} tokens are longer than the model's length={self.length}.")
         x = take_rows(self.token[...], text, self.dtype)
-        if masked is not None:
-            mask = repeat(self.mask[...][None], text.shape[0], "float32")
-            x = jnp.where(masked[:, None, None], mask, x)
+        if hidden is not None:
+            x = jnp.where(hidden[..., None], repeat(self.mask[...][None], text.shape[0], "float32"), x)
         return self._normed(x + shard.constrain(self.posemb[: text.shape[1]], None, "embed"))
 
     def at(self, text: Int[Array, "batch time"], positions: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, he_normal, lecun_normal, normal
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.nn import shard
@@ -113,7 +113,12 @@ class ImageEmbed(nnx.Module):
         self.patch_size, self.width, self.dtype = patch_size, width, dtype
         self.posemb_resize, self.trim = posemb_resize, trim
 
-    def __call__(self, image: Float[Array, "batch height width 3"]) -> Float[Array, "batch time dim"]:
+    def __call__(
+        self,
+        image: Float[Array, "batch height width 3"],
+        masked: tuple[Float[Array, " dim"], Bool[Array, "batch patches"]] | None = None,
+    ) -> Float[Array, "batch time dim"]:
+        """`masked`: a vector, and the patches whose embedding it stands for (iBOT: Zhou et al. 2021, section 3.1)."""
         if self.trim:
             image = image[:, : image.shape[1] // self.patch_size * self.patch_size]
             image = image[:, :, : image.shape[2] // self.patch_size * self.patch_size]
@@ -123,6 +128,9 @@ class ImageEmbed(nnx.Module):
         x = self.patch(image if self.stem is None else self.stem(image))
         rows, cols = x.shape[1:3]
         x = x.reshape(batch, rows * cols, self.width)
+        if masked is not None:
+            vector, where = masked
+            x = jnp.where(where[..., None], repeat(vector[None], batch, self.dtype), x)
         prefix = 0 if self.cls is None else 1
         if prefix:
             x = jnp.concatenate([repeat(self.cls[...][None], batch, self.dtype), x], axis=1)

@@ -82,7 +82,7 @@ class ImageToText:
         options = {}
         if self.parallel and ctx.train:
             draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), self.parallel)
-            options["parallel"] = jax.vmap(draw)(keys)
+            options["hidden"] = jnp.repeat(jax.vmap(draw)(keys)[:, None], batch["text"].shape[1] - 1, axis=1)
         hidden = self.model.decode(variables, image_tokens, batch["text"][:, :-1], **options)
         labels = self.labels(batch["text"])
         loss = next_token.mean_loss(hidden, self.model.head(variables), labels, ctx.mesh, z_loss=self.z_loss)
