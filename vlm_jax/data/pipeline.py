@@ -22,6 +22,8 @@ from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.packing import Packing
 from vlm_jax.data.packing_rows import PackedRows
+from vlm_jax.data.prompted import Prompted
+from vlm_jax.data.prompted_rows import PromptedRows
 from vlm_jax.data.rows import Rows
 from vlm_jax.data.stream import stream
 from vlm_jax.data.text import Text
@@ -57,6 +59,7 @@ class Pipeline:
       documents: rows hold documents of texts and images (`data.sources.interleaved.Interleaved`), or pairs as such.
       conversations: rows hold conversations (`data.sources.conversations.Messages`), or pairs as such; where they are
         packed, what is said above of row g holds of conversation g.
+      prompted: beside its caption each row has a text of prompt and answer, see `data.prompted_rows`.
     """
 
     source: Any
@@ -71,6 +74,7 @@ class Pipeline:
     tiles: Tiles | None = None
     documents: Documents | None = None
     conversations: Conversations | None = None
+    prompted: Prompted | None = None
 
     def __post_init__(self):
         self.validate()
@@ -87,7 +91,9 @@ class Pipeline:
                 )
 
         layouts = [
-            name for name in ("packing", "tiles", "documents", "conversations") if getattr(self, name) is not None
+            name
+            for name in ("packing", "tiles", "documents", "conversations", "prompted")
+            if getattr(self, name) is not None
         ]
         if len(layouts) > 1:
             raise UserError(f"Pipeline.{' and '.join(layouts)} say each what a row holds; set one of them.")
@@ -97,6 +103,9 @@ class Pipeline:
         if (layout := self.packing or self.tiles or self.conversations) is not None:
             for part in self.parts.values():
                 layout.transform(part.image or self.image)
+        if self.prompted is not None:
+            for part in self.parts.values():
+                self.prompted.check(part.image or self.image)
         if self.packing is None:
             if self.image.resize == "naflex":
                 raise UserError("ImageTransform.resize='naflex' gives images of many sizes: train on them packed.")
@@ -133,6 +142,8 @@ class Pipeline:
             return TiledRows
         if self.conversations is not None:
             return ConversationRows
+        if self.prompted is not None:
+            return PromptedRows
         return Rows if self.documents is None else DocumentRows
 
     def describe(self) -> list[dict]:

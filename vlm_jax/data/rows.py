@@ -48,7 +48,7 @@ class Rows:
     def __call__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str, str]]]:
         """The rows, and place, source, key and reason of each one whose own record was unreadable."""
         generator = RowGenerator(self._seed)
-        images, captions, labels, unreadable = [], [], [], []
+        images, captions, labels, drawn, unreadable = [], [], [], [], []
         for at, (index, (part, example, failure)) in enumerate(zip(indices.tolist(), self.examples(indices))):
             if failure is not None:
                 unreadable.append((at, part.name, *failure))
@@ -57,7 +57,8 @@ class Rows:
                 captions.append(part.choose(example.texts, rng.random()))
             images.append(part.augment(example.image, rng))
             labels.append(example.label if part.labelled else -1)
-        batch = {**self._stack(images), "example_id": halves(indices)}
+            drawn.append(self._drawn(example, rng))
+        batch = {**self._stack(images), **self._also(drawn), "example_id": halves(indices)}
         if self._pipeline.text is not None:
             batch["text"] = self._pipeline.text(captions)
             batch["caption_id"] = caption_ids(batch["text"])
@@ -67,6 +68,13 @@ class Rows:
 
     def _stack(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         return {"image": np.stack(images)}
+
+    def _drawn(self, example: Example, rng: np.random.Generator) -> Any:
+        """What else a subclass takes of an example."""
+
+    def _also(self, drawn: list[Any]) -> dict[str, np.ndarray]:
+        """What it makes of all of them."""
+        return {}
 
     def examples(self, indices: np.ndarray) -> Iterator[tuple[_PartReader, Example, tuple[str, str] | None]]:
         """Of each example its source, itself, and key and reason where its own record was unreadable."""

@@ -32,6 +32,7 @@ class Parquet:
       text_column: captions, a string or a list of strings a row; None makes them of the class names.
       label_column: classes as integers from 0.
       class_name_column: classes as strings.
+      objects_column: lists of structs {text, box}, for `data.sources.located`.
       templates: captions of a class; "{}" is its name.
       classes: names in label order. () takes them from the data: from `class_name_column`, in the order of
         `label_column` where both are given, else sorted; or from the features that Hugging Face datasets write.
@@ -46,6 +47,7 @@ class Parquet:
     text_column: str | None = None
     label_column: str | None = None
     class_name_column: str | None = None
+    objects_column: str | None = None
     templates: tuple[str, ...] = ("a photo of a {}.",)
     classes: tuple[str, ...] = ()
     skip: int = 0
@@ -94,6 +96,8 @@ class Parquet:
         table = self._table
         files = [(file.name, file.size, footer.num_rows) for file, footer in zip(table.files, table.footers)]
         read = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("path", "cache_mb", "storage")}
+        if self.objects_column is None:
+            del read["objects_column"]  # as it was before there was one: runs go on
         columns = [str(schema.remove_metadata()) for schema in table.schemas]
         return hashlib.sha256(json.dumps([files, columns, read]).encode()).hexdigest()[:16]
 
@@ -155,7 +159,7 @@ class Parquet:
 
     @functools.cached_property
     def _columns(self) -> list[str]:
-        columns = (self.image_column, self.text_column, self.label_column, self.class_name_column)
+        columns = (self.image_column, self.text_column, self.label_column, self.class_name_column, self.objects_column)
         return list(dict.fromkeys(column for column in columns if column))
 
     @functools.cached_property
@@ -176,6 +180,8 @@ class Parquet:
             record["text"] = texts if isinstance(row[self.text_column], list) else texts[0]
         else:
             record["text"] = [template.format(self.class_names[record["label"]]) for template in self.templates]
+        if self.objects_column:
+            record["objects"] = row[self.objects_column] or []
         return record
 
     def _label(self, row: dict[str, Any]) -> int:
@@ -221,17 +227,28 @@ def _column_kinds() -> dict:
             return kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type)
         return binary(kind)
 
+    def is_list(kind):
+        return kind is not None and (t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind))
+
     def texts(kind):
-        return string(kind) or ((t.is_list(kind) or t.is_large_list(kind)) and string(kind.value_type))
+        return string(kind) or (is_list(kind) and string(kind.value_type))
 
     def label(kind):
         return t.is_integer(kind) or t.is_boolean(kind)
+
+    def objects(kind):
+        if not (is_list(kind) and t.is_struct(kind.value_type)):
+            return False
+        fields = {field.name: field.type for field in kind.value_type}
+        box = fields.get("box")
+        return "text" in fields and string(fields["text"]) and is_list(box) and t.is_floating(box.value_type)
 
     return {
         "image_column": ("binary, or a struct with binary 'bytes'", image),
         "text_column": ("strings or lists of strings", texts),
         "label_column": ("integers (strings go into class_name_column)", label),
         "class_name_column": ("strings (integers go into label_column)", string),
+        "objects_column": ("lists of structs of a string 'text' and a list of floats 'box'", objects),
     }
 
 

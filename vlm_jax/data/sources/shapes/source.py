@@ -115,6 +115,10 @@ class Shapes:
             for o in self.scene(index).objects
         ]
 
+    def regions(self, index: int) -> list[tuple[str, tuple[float, float, float, float]]]:
+        """Names of the objects of image `index` and their boxes, [x0, y0, x1, y1] as fractions of the side."""
+        return [(o.name, o.box) for o in self.scene(index).objects]
+
     def questions(self, index: int) -> list[Question]:
         """Questions with one-word answers about image `index`: (question, answer, type) each."""
         return questions(self.scene(index), self._rng(_QUESTIONS, index))
