@@ -70,7 +70,7 @@ ERRORS = {
     "not parquet": (["--config=siglip_cifar10", "--config.data.source.path={tmp}/bad.parquet"], r"bad\.parquet"),
     "workdir is a file": (["--config=siglip_tiny", "--workdir={tmp}/bad.model"], "is a file; name a folder"),
     "bad microbatches": (["--config=siglip_tiny", "--config.microbatches=3"], "microbatches=3 does not divide"),
-    "reserved stages": (["--config=siglip_tiny", "--config.stages=a,b"], "stages is reserved"),
+    "unknown stage": (["--config=siglip_tiny", "--stage=second"], "there is no stage .second.: the recipe has none"),
     "override without value": (["--config=siglip_tiny", "--config.seed"], "--config.seed needs a value"),
     "no optimizer of that name": (["--config=siglip_tiny", "--config.optimizer.name=adam"], "did you mean 'adamw'"),
     "workdir of another config": (["--config=siglip_tiny", "--config.seed=1", "--workdir={tmp}/run"], "seed: 0 -> 1"),

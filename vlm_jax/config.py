@@ -286,9 +286,13 @@ def to_json(config: Mapping) -> str:
 def from_json(text: str, where: str) -> ConfigDict:
     """The config that `to_json` wrote. Raises UserError where the text is none."""
     try:
-        return ConfigDict(_tuples(json.loads(text)), type_safe=False)
+        config = ConfigDict(_tuples(json.loads(text)), type_safe=False)
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise UserError(f"{where} is no config written by this program: {error}.") from error
+    if config.get("stages") == ():  # as it was written before there were any
+        with config.ignore_type():
+            config.stages = {}
+    return config
 
 
 def _tuples(value: Any) -> Any:

@@ -63,7 +63,7 @@ class Experiment:
       compiler_options: flags of XLA for the train step, besides those that overlap messages with work.
       peak_tflops: of one device, for MFU; None takes the table of known devices.
       wandb: a Weights & Biases project to write to as well.
-      stages: reserved for recipes in stages.
+      stages: what each stage changes, by its name; see `vlm_jax.stages`. A run is of one of them.
     """
 
     task: Any
@@ -91,16 +91,14 @@ class Experiment:
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     peak_tflops: float | None = None
     wandb: str | None = None
-    stages: tuple[str, ...] = ()
+    stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.validate()
 
     def validate(self) -> None:
         if self.stages:
-            raise UserError(
-                "config.stages is reserved for recipes in stages, which this version does not run; leave it empty."
-            )
+            raise UserError(f"a recipe in stages is several runs: take one of {', '.join(self.stages)} (--stage=NAME).")
         for name in ("batch_size", "microbatches", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name}={getattr(self, name)} must be at least 1.")

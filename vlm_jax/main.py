@@ -44,6 +44,7 @@ def parser() -> Parser:
         help="set a parameter wherever its component is bound",
     )
     p.add_argument("--workdir", metavar="DIR", help="checkpoints, metrics and report go here (default: workdirs/NAME)")
+    p.add_argument("--stage", metavar="NAME", help="of a recipe in stages: this one alone (default: all, in order)")
     p.add_argument("--evaluate_only", action="store_true", help="evaluate the workdir's last good checkpoint, and stop")
     p.add_argument(
         "--dry_run", action="store_true", help="one step, every evaluator, one save, one restore; keeps nothing"
@@ -130,7 +131,21 @@ def resolved_config(
         say(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
     override_all(config, overrides)
     configs.check(config)
+    if getattr(flags, "stage", None) is not None:  # other programs take configs, and no stage of them
+        from vlm_jax import stages
+
+        stages.of(config, flags.stage)
     return config
+
+
+def one_stage(config, flags: argparse.Namespace, say: Callable[[str], None]):
+    """The config of `--stage`, of the last one where none was asked for, or the config where it has no stages."""
+    from vlm_jax import stages
+
+    names = stages.names(config)
+    if names and flags.stage is None:
+        say(f"stages: {', '.join(names)}; this is {names[-1]}, --stage=NAME takes another")
+    return stages.of(config, flags.stage or names[-1]) if names else config
 
 
 def cpu_variant(flags: argparse.Namespace, say: Callable[[str], None]) -> str | None:
@@ -203,7 +218,8 @@ def run(argv: list[str]) -> int:
     if flags.explain_sharding:
         from vlm_jax.explain import explain_sharding
 
-        show("\n".join(explain_sharding(resolved_config(flags, overrides, say=show), flags.plan)))
+        config = one_stage(resolved_config(flags, overrides, say=show), flags, show)
+        show("\n".join(explain_sharding(config, flags.plan)))
         return 0
     if flags.plan == "help" or (flags.plan and not flags.print_config):
         return run_plan(flags, overrides)
@@ -213,6 +229,8 @@ def run(argv: list[str]) -> int:
     job = processes.asked_for(flags)
     said: list[str] = []
     config = resolved_config(flags, overrides, say=said.append)
+    if flags.print_config and flags.stage:
+        config = one_stage(config, flags, show)
     lines = configs.lines(configs.fill(config))
     if flags.print_config:
         show("\n".join([*said, *lines]))
@@ -227,15 +245,37 @@ def run(argv: list[str]) -> int:
 
 def run_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link) -> int:
     """Everything after the arguments are understood, as one of the processes of `link`."""
-    from vlm_jax import config as configs
-
     for line in said:
         link.say(line)
     variant = cpu_variant(flags, link.say)
     if variant:
         config = resolved_config(flags, overrides, variant)
-    filled = configs.fill(config)
     workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, variant)
+
+    from vlm_jax import stages
+
+    if not stages.names(config):
+        return run_one(flags, config, workdir, link)
+    for stage in stages.each(config, workdir, alone=flags.dry_run):
+        if flags.stage in (None, stage.name) and (flags.stage or not flags.evaluate_only or _is_last(stage, config)):
+            link.say(f"stage {stage.name}: {stage.workdir}")
+            code = run_one(flags, stage.config, stage.workdir, link)
+            if code:
+                return code
+    return 0
+
+
+def _is_last(stage, config) -> bool:
+    from vlm_jax import stages
+
+    return stage.name == stages.names(config)[-1]
+
+
+def run_one(flags: argparse.Namespace, config, workdir: Path, link) -> int:
+    """A run of one config."""
+    from vlm_jax import config as configs
+
+    filled = configs.fill(config)
     check_workdir(workdir, filled, flags.allow_config_change, link.say)
 
     from vlm_jax.experiment import open_experiment
@@ -295,7 +335,7 @@ def run_plan(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         show(topologies.help_text())
         return 0
     topologies.parse(flags.plan)  # wrong names first
-    config = resolved_config(flags, overrides, say=show)
+    config = one_stage(resolved_config(flags, overrides, say=show), flags, show)
     workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, None)
     return plan(config, flags.plan, workdir, full=flags.plan_full, say=show)
 

@@ -1,0 +1,72 @@
+"""EVE in miniature on drawn shapes (Diao et al. 2024, arXiv 2406.11832): no encoder, aligned with `siglip_tiny`'s.
+
+Three stages, as the paper's: the decoder learns to answer from scenes that are told (in place of a language model that
+is there already); then it is frozen while the patch layers learn from pictures and from the teacher; then all is tuned.
+The teacher is a run of `siglip_tiny`: `--config.stages.a_language.init_from.teacher='WORKDIR#image'` says where it is.
+"""
+
+from vlm_jax.configs._answers import decoder, questions
+
+from vlm_jax.config import bind, late
+
+VARIANTS = {
+    "short": "20 steps a stage, to see that everything works; nothing is aligned",
+    "plain": "without the teacher, to compare with",
+}
+SIDE, PATCH, MERGE = 8, 4, 2
+ROWS = SIDE // MERGE
+LENGTH = 44 + 1 + ROWS * (ROWS + 1)  # a told scene and a question, or a picture and one
+
+
+def get_config(variant: str = ""):
+    taught = variant == ""
+    patches = dict(patch_size=PATCH, merge=MERGE, patches=SIDE**2)
+    images = bind(
+        "data.conversation_images.NativeImages",
+        **patches,
+        budget=SIDE**2,
+        longest=SIDE,
+        cls=True,
+        view=32 if taught else None,
+    )
+    config = questions(images, short=variant == "short", length=LENGTH)
+    tower = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
+    teacher = bind(
+        "models.eve.Teacher",
+        image=bind("models.vit.ViT", **tower, pool="gap", out_dim=128, dtype="float32"),
+        layer=None,
+        interval=1,
+        num_heads=4,
+    )
+    config.task = bind(
+        "tasks.language_model.LanguageModeling",
+        length=LENGTH,
+        conversations=late("conversations"),
+        end_id=late("end_id"),
+        pad_id=late("pad_id"),
+        sampling=bind("generate.Sampling", max_tokens=4),
+        model=bind(
+            "models.eve.Eve",
+            decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8),
+            **patches,
+            width=96,
+            num_heads=4,
+            teacher=teacher if taught else None,
+        ),
+    )
+    told = dict(described=True)
+    frozen = ("teacher/.*",) if taught else ()
+    examples = (20 * 64,) * 3 if variant == "short" else (64_000, 64_000, 128_000)
+    config.optimizer.learning_rate = 1e-3
+    config.stages = dict(  # in the order of their names
+        a_language=dict(
+            total_examples=examples[0],
+            init_from=dict(teacher="workdirs/siglip_tiny#image") if taught else None,
+            optimizer=dict(freeze=frozen),
+            data=dict(source=told),
+            evals=dict(questions=dict(source=told)),
+        ),
+        b_alignment=dict(total_examples=examples[1], optimizer=dict(freeze=(*frozen, "decoder/.*"))),
+        c_tuning=dict(total_examples=examples[2], optimizer=dict(freeze=frozen)),
+    )
+    return config

@@ -1,0 +1,36 @@
+"""Fuyu in miniature on drawn shapes: patches of 4 x 4 pixels straight into a decoder, from scratch.
+
+Nothing tells the decoder what a patch is but the answers, so it is deeper than `llava_tiny`'s and sees more examples.
+"""
+
+from vlm_jax.configs._answers import decoder, questions
+
+from vlm_jax.config import bind, late
+
+VARIANTS = {"short": "60 steps, to see that everything works"}
+SIDE, PATCH = 8, 4
+LENGTH = 24 + SIDE * (SIDE + 1)
+
+
+def get_config(variant: str = ""):
+    patches = dict(patch_size=PATCH, patches=SIDE**2)
+    images = bind("data.conversation_images.NativeImages", **patches, budget=SIDE**2, longest=SIDE)
+    config = questions(images, short=variant == "short", length=LENGTH)
+    if variant != "short":
+        config.total_examples = 256_000
+    config.optimizer.learning_rate = 1e-3
+    config.task = bind(
+        "tasks.language_model.LanguageModeling",
+        length=LENGTH,
+        conversations=late("conversations"),
+        end_id=late("end_id"),
+        pad_id=late("pad_id"),
+        sampling=bind("generate.Sampling", max_tokens=4),
+        model=bind(
+            "models.fuyu.Fuyu",
+            decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8),
+            **patches,
+            newline_id=late("eos_id"),
+        ),
+    )
+    return config

@@ -1,0 +1,94 @@
+"""Recipes in stages: what each changes, where it starts, and that they run, resume and are not done twice."""
+
+import json
+
+import pytest
+
+from vlm_jax import config as configs
+from vlm_jax import main, stages
+from vlm_jax.checkpoint import load_params
+from vlm_jax.errors import UserError
+
+RECIPE = """
+from vlm_jax.configs import siglip_tiny
+
+def get_config(variant=""):
+    config = siglip_tiny.get_config("short")
+    config.total_examples = 6 * 64
+    config.optimizer.schedule.warmup_steps = 1
+    config.evals = {}
+    config.data.source.size = 256
+    config.stages = dict(
+        b_tuning=dict(total_examples=4 * 64, optimizer=dict(learning_rate=1e-4)),
+        a_towers=dict(optimizer=dict(freeze=("image/blocks/.*",)), data=dict(source=dict(seed=1))),
+    )
+    return config
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "staged.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_a_stage_is_the_recipe_with_its_changes(recipe):
+    config = configs.load(recipe)
+    assert stages.names(config) == ("a_towers", "b_tuning")
+    first, second = (stages.of(config, name) for name in stages.names(config))
+    assert first.optimizer.freeze == ("image/blocks/.*",) and second.optimizer.learning_rate == 1e-4
+    assert first.data.source.seed == 1 and second.data.source.get("seed", 0) == 0
+    assert first.data.source.size == second.data.source.size == 256
+    assert (first.total_examples, second.total_examples) == (384, 256)
+    assert not first.stages and stages.names(config)  # the recipe is as it was
+
+
+def test_a_component_that_is_bound_anew_takes_the_place_of_the_other(recipe):
+    config = configs.load(recipe)
+    config.stages.b_tuning.data = dict(source=configs.bind("data.sources.folder.Folder", path="images"))
+    source = stages.of(config, "b_tuning").data.source
+    assert source.path == "images" and "size" not in source
+
+
+def test_what_no_component_has(recipe):
+    config = configs.load(recipe)
+    config.stages.b_tuning.optimizer = dict(frozen=())
+    with pytest.raises(UserError, match=r"stage b_tuning.*no parameter 'frozen'; did you mean 'freeze'"):
+        stages.of(config, "b_tuning")
+    with pytest.raises(UserError, match=r"no stage .b_tunin.: did you mean"):
+        stages.of(config, "b_tunin")
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stages_run_in_order_and_once(recipe, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    argv = [f"--config={recipe}", f"--workdir={workdir}"]
+    assert main.main([*argv, "--stage=a_towers"]) == 0  # as if the run had been stopped after it
+    assert not (workdir / "b_tuning").exists()
+    before, _ = load_params(workdir / "a_towers")
+    assert main.main(argv) == 0
+    captured = capsys.readouterr()
+    said = captured.err + captured.out
+    assert max(steps(workdir / "a_towers")) == 6 and max(steps(workdir / "b_tuning")) == 4
+    second = configs.from_json((workdir / "b_tuning" / "config.json").read_text(), "config.json")
+    assert second["init_from"] == str(workdir / "a_towers")
+    record = lambda name: json.loads((workdir / name / "assets" / "tokenizer.json").read_text())
+    tokenizers = [record(name)["file"] for name in ("a_towers", "b_tuning")]
+    assert tokenizers[0] == tokenizers[1]
+    after, meta = load_params(workdir / "a_towers")
+    assert meta["step"] == 6 and (before["logit_scale"] == after["logit_scale"]).all()
+    assert f"parameters from {workdir / 'a_towers'}, step 6" in said
+    assert main.main(argv) == 0  # all of it is done
+    assert max(steps(workdir / "b_tuning")) == 4
+
+
+def test_a_run_from_before_there_were_stages_is_a_config_still(recipe):
+    config = stages.of(configs.load(recipe), "a_towers")
+    old = json.loads(configs.to_json(configs.fill(config)))
+    old["stages"] = []
+    again = configs.from_json(json.dumps(old), "config.json")
+    assert not stages.names(again) and not configs.diff(again, configs.fill(config))
