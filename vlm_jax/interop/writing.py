@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax import tree
+from vlm_jax.data.conversations import Conversations
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
@@ -20,6 +21,8 @@ from vlm_jax.interop import hugging_face, open_clip, open_clip_coca, processing,
 from vlm_jax.interop.imported import RGB
 from vlm_jax.models.captioner import Captioner
 from vlm_jax.models.coca import CoCa
+from vlm_jax.models.multimodal import MultimodalDecoder
+from vlm_jax.models.siglip2 import SigLIP2
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
 
@@ -35,18 +38,26 @@ class Folder:
 
 
 def to_hugging_face(
-    model: TwoTower | ViT | Captioner,
+    model: TwoTower | ViT | Captioner | MultimodalDecoder,
     params: Mapping[str, Any],
     image: ImageTransform,
     text: Text | None,
     mean: RGB,
     std: RGB,
+    conversations: Conversations | None = None,
 ) -> Folder:
-    """What `transformers.AutoModel` and `AutoProcessor` load.
+    """What `transformers.AutoModel` and `AutoProcessor` load; of decoders `AutoModelForCausalLM` and `AutoTokenizer`,
+    of LLaVA `AutoModelForImageTextToText`.
+
+    Args:
+      conversations: how a decoder's prompts were written, which says what ends its answers.
 
     Raises:
       UserError: no class of transformers is this model.
     """
+    model, params = _bare(model, params)
+    if isinstance(model, MultimodalDecoder):
+        return _decoder(model, params, image, text, mean, std, conversations)
     config, names = hugging_face.describe(model, naflex=image.resize == "naflex")
     files = {
         "config.json": _json({**config, "dtype": "float32"}),
@@ -63,6 +74,41 @@ def to_hugging_face(
     return Folder(files, "model.safetensors", arrays, notes + _differences(image, "transformers"))
 
 
+def _decoder(
+    model: MultimodalDecoder,
+    params: Mapping[str, Any],
+    image: ImageTransform,
+    text: Text | None,
+    mean: RGB,
+    std: RGB,
+    conversations: Conversations | None,
+) -> Folder:
+    """Of a language model, LLaVA or Fuyu. No token is added: the one at places of images is the unknown one."""
+    ids = {f"{name}_token_id": getattr(text and text.model, f"{name}_id", None) for name in ("bos", "eos", "pad")}
+    unknown = getattr(text and text.model, "unk_id", None)
+    if conversations is not None and text is not None:
+        ids["eos_token_id"] = conversations.chat(text).end_id
+    config, names = hugging_face.describe(model, image_id=unknown or 0)
+    config |= ids
+    if "text_config" in config:
+        config["text_config"] |= ids
+    files = {"config.json": _json({**config, "dtype": "float32"}), "generation_config.json": _json(ids)}
+    notes: tuple[str, ...] = ()
+    if text is not None:
+        written = tokenizer_json.write(dataclasses.replace(text, eos="none"))
+        files, notes = files | written.files, written.notes
+    if conversations is not None:
+        name = conversations.template if isinstance(conversations.template, str) else "of the run"
+        notes += (f"the chat template {name!r} is not written: prompts are to be written as it has them",)
+    if config["model_type"] == "llava":
+        files["preprocessor_config.json"] = _json(processing.to_hugging_face(image, mean, std, "llava"))
+        places = f"{model.image_tokens} times the token {unknown or 0} stand at the place of an image"
+        notes += (places, *_differences(image, "transformers"))
+    elif config["model_type"] == "fuyu":
+        notes += ("how images become patches is not written",)
+    return Folder(files, "model.safetensors", table.export(names, _flat(params)), notes)
+
+
 def to_open_clip(
     model: TwoTower, params: Mapping[str, Any], image: ImageTransform, text: Text | None, mean: RGB, std: RGB
 ) -> Folder:
@@ -71,6 +117,9 @@ def to_open_clip(
     Raises:
       UserError: open_clip has no such model.
     """
+    model, params = _bare(model, params)
+    if isinstance(model, MultimodalDecoder):
+        raise UserError(f"open_clip has no model that is {type(model).__name__}.")
     library = open_clip_coca if isinstance(model, CoCa) else open_clip
     config, names = library.describe(model)
     files, notes = {}, ()
@@ -83,6 +132,14 @@ def to_open_clip(
     arrays = table.export(names, _flat(params))
     notes += open_clip.differences(model, config) + _differences(image, "open_clip")
     return Folder(files, "open_clip_model.safetensors", arrays, notes)
+
+
+def _bare(model: Any, params: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """Of SigLIP 2 the towers, which are what other libraries have of it."""
+    if not isinstance(model, SigLIP2):
+        return model, params
+    names = {"image", "text", "logit_scale", "logit_bias"}
+    return model.towers, {name: value for name, value in params.items() if name in names}
 
 
 def _differences(image: ImageTransform, library: str) -> tuple[str, ...]:

@@ -152,15 +152,10 @@ class TextDecoder(Stack):
 
 
 class Captions:
-    """What captioners share whose decoder takes image tokens and token ids; mixed in.
+    """What models share whose decoder takes image tokens and token ids; mixed in.
 
     A subclass has `image_mean`, `image_std`, and a `decoder` with the methods of `TextDecoder`.
     """
-
-    @property
-    def text(self) -> Any:
-        """What reads texts: the decoder."""
-        return self.decoder
 
     def _pixels(self, image: Array) -> Float[Array, "batch height width 3"]:
         image = shard.constrain(image, "batch", None, None, None)
@@ -247,6 +242,11 @@ class Captioner(Captions):
             raise UserError(
                 f"decoder.context_width={wanted}, the image tower's tokens are {width} wide; give both the same."
             )
+
+    @property
+    def text(self) -> TextDecoder:
+        """What reads texts."""
+        return self.decoder
 
     @property
     def dim(self) -> int:

@@ -178,6 +178,11 @@ class LstmCaptioner(Captions):
             )
 
     @property
+    def text(self) -> LstmDecoder:
+        """What reads texts."""
+        return self.decoder
+
+    @property
     def stacks(self) -> dict[str, int]:
         """No layers are scanned."""
         return {}

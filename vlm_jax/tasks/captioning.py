@@ -102,7 +102,8 @@ class Captioning(Contrastive):
         And `generate`, see `captions.writer`.
         """
         of_captions = functools.partial(_log_likelihood, self, shard.mesh_of(variables), variables)
-        write = captions.writer(self.model, self.sampling, self.bos_id, variables)
+        begin = None if self.bos_id is None else (self.bos_id,)
+        write = captions.writer(self.model, self.model.text, self.sampling, begin, variables)
         return super().predict(variables) | {"log_likelihood": of_captions, "generate": write}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,33 +24,37 @@ def check_begin(experiment: Any) -> None:
         raise UserError("config.text.bos=False: the first token of a caption is given to the model; set it to True.")
 
 
-def writer(model: Any, sampling: Sampling, bos_id: int | None, variables: Variables) -> Callable[..., Array]:
+def writer(
+    model: Any, reads: Any, sampling: Sampling, begin: Sequence[int] | None, variables: Variables
+) -> Callable[..., Array]:
     """`generate(image uint8 [n, H, W, 3], prompt=None, key=None)`: captions, int32 [n, max_tokens].
 
     Each ends with the model's end token, or where `sampling` stops, and is filled up with padding. Where the model has
     less room for them than `sampling.max_tokens`, they are so much shorter.
 
     Args:
-      model: has `encode_image`, `start_captions` and `extend`; and `text` with `length`, `eos_id` and `pad_id`.
-      bos_id: the prompt of all rows where none is given; a prompt is int32 [n, L], padded on the right.
+      model: has `encode_image`, `start_captions` and `extend`.
+      reads: the part of it that has `length`, `eos_id` and `pad_id` of captions.
+      begin: tokens of the prompt of all rows where none is given; a prompt is int32 [n, L], padded on the right.
     """
     mesh = shard.mesh_of(variables)
 
     def write(image: Array, prompt: Int[Array, "n time"] | None = None, key: Array | None = None) -> Array:
-        if prompt is None and bos_id is None:
+        if prompt is None and begin is None:
             raise UserError("generate: the task has no bos_id that captions begin with; give prompts.")
-        prompt = jnp.full((image.shape[0], 1), bos_id, jnp.int32) if prompt is None else jnp.asarray(prompt, jnp.int32)
-        return _write(model, mesh, _fitting(sampling, model.text, prompt.shape[1]), variables, image, prompt, key)
+        prompt = jnp.tile(jnp.array(begin), (image.shape[0], 1)) if prompt is None else jnp.asarray(prompt)
+        prompt = prompt.astype(jnp.int32)
+        return _write(model, mesh, _fitting(sampling, reads, prompt.shape[1]), variables, image, prompt, key)
 
     return write
 
 
-def _fitting(sampling: Sampling, text: Any, taken: int) -> Sampling:
-    if taken >= text.length:
-        raise UserError(f"a prompt of {taken} tokens leaves no room for more: the model has length={text.length}.")
-    stop = sampling.stop or (() if text.eos_id is None else (text.eos_id,))
-    room = min(sampling.max_tokens, text.length - taken)
-    return dataclasses.replace(sampling, max_tokens=room, stop=stop, pad=text.pad_id or 0)
+def _fitting(sampling: Sampling, reads: Any, taken: int) -> Sampling:
+    if taken >= reads.length:
+        raise UserError(f"a prompt of {taken} tokens leaves no room for more: the model has length={reads.length}.")
+    stop = sampling.stop or (() if reads.eos_id is None else (reads.eos_id,))
+    room = min(sampling.max_tokens, reads.length - taken)
+    return dataclasses.replace(sampling, max_tokens=room, stop=stop, pad=reads.pad_id or 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

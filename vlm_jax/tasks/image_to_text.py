@@ -99,11 +99,11 @@ class ImageToText:
         L])`, f32 [n]: the sum over a caption's tokens, but for the first and padding, of the logarithm of their
         probability; and `generate`, see `captions.writer`.
         """
-        mesh = shard.mesh_of(variables)
+        mesh, begin = shard.mesh_of(variables), None if self.bos_id is None else (self.bos_id,)
         return {
             "image_embedding": functools.partial(_image_embedding, self.model, mesh, variables),
             "log_likelihood": functools.partial(_log_likelihood, self, mesh, variables),
-            "generate": captions.writer(self.model, self.sampling, self.bos_id, variables),
+            "generate": captions.writer(self.model, self.model.decoder, self.sampling, begin, variables),
         }
 
 
