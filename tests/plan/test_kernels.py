@@ -35,3 +35,16 @@ def test_moving_counts_where_it_takes_longer(monkeypatch):
     known(monkeypatch, 1500)
     (found,) = kernels.times([KERNEL], parse("v5e:4x4"))
     assert found.seconds == pytest.approx(1 / 4) and found.source == kernels.MOVING
+
+
+@pytest.mark.parametrize("stage, products", [("fwd_segmented", 2), ("dq", 3), ("dkv", 4)])
+def test_splash_attention_is_counted_by_its_tiles(stage, products):
+    """Two rows of two heads, 512 tokens in tiles of 128: of 16 tiles 10 are on the diagonal or below it."""
+    arrays = ("s8[1,4,4]", "s8[1,4,4]", "bf16[2,2,1,512,64]", "bf16[2,2,512,64]", "bf16[2,2,512,64]", "s32[2,512,128]")
+    causal = Kernel(f"splash_mqa_{stage}_no_residuals", (*arrays, "s32[512,128]"), (), 0.0, count=1, moved=0)
+    every = products * 2 * 4 * 512 * 512 * 64
+    assert kernels.flops(causal) == every * 10 / 16
+    assert kernels.flops(dataclasses.replace(causal, operands=arrays)) == every
+    assert kernels.flops(dataclasses.replace(causal, flops=1.0)) == 1.0
+    (found,) = kernels.times([causal], parse("v5e:1x1"))
+    assert found.source == kernels.AT_PEAK
