@@ -58,6 +58,26 @@ def test_siglip_tiny(tmp_path, seed):
 
 
 @pytest.mark.full
+def test_navit_tiny(tmp_path):
+    """Patches without convolutions learn colours, which leave six shapes: chance is 1 in 48, and 1 in 6 of these."""
+    found = last_metrics(tmp_path, "--config=navit_tiny")
+    assert found["eval/zero_shot_seen/top1"] >= 0.20
+    assert found["eval/zero_shot_seen/top5"] >= 0.90
+
+
+@pytest.mark.full
+def test_llava_tiny(tmp_path):
+    """Answers by the tower of `siglip_tiny`; of each type of question better than its commonest answer, but relations."""
+    (tmp_path / "tower").mkdir()
+    last_metrics(tmp_path / "tower", "--config=siglip_tiny")
+    tower = f"--config.init_from.image={tmp_path}/tower/run#image"
+    found = last_metrics(tmp_path, "--config=llava_tiny", tower)
+    assert found["eval/questions/accuracy"] >= 0.85
+    for kind in ("count", "count_colour", "colour", "size", "shape", "exist_colour", "exist_shape"):
+        assert found[f"eval/questions/accuracy/{kind}"] > found[f"eval/questions/majority/{kind}"] + 0.2
+
+
+@pytest.mark.full
 def test_clip_tiny(tmp_path):
     found = last_metrics(tmp_path, "--config=clip_tiny")
     assert found["eval/zero_shot_seen/top1"] >= 0.90
