@@ -67,7 +67,7 @@ def test_navit_tiny(tmp_path):
 
 @pytest.mark.full
 def test_llava_tiny(tmp_path):
-    """Answers by the tower of `siglip_tiny`; of each type of question better than its commonest answer, but relations."""
+    """Answers by the tower of `siglip_tiny`; of each type but relations much better than its commonest answer."""
     (tmp_path / "tower").mkdir()
     last_metrics(tmp_path / "tower", "--config=siglip_tiny")
     tower = f"--config.init_from.image={tmp_path}/tower/run#image"
