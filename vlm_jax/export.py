@@ -43,8 +43,13 @@ def export(workdir: Path, to: str, output: Path, weights: str | None = None) -> 
     if to == "safetensors":
         folder = _as_it_is(workdir, run, params)
     else:
-        write = {"hf": writing.to_hugging_face, "open_clip": writing.to_open_clip}[to]
-        folder = write(model, params, image, run.text, model.image_mean, model.image_std)
+        mean, std = (getattr(model, f"image_{name}", ours.HALVES) for name in ("mean", "std"))
+        arguments = (model, params, image, run.text, mean, std)
+        if to == "open_clip":
+            folder = writing.to_open_clip(*arguments)
+        else:
+            talk = None if run.conversations is None else configs.build(run.conversations)
+            folder = writing.to_hugging_face(*arguments, talk)
     name = weights.replace("ema", "moving average of the parameters").replace("params", "parameters")
     readme = card.write(
         to,
@@ -53,6 +58,7 @@ def export(workdir: Path, to: str, output: Path, weights: str | None = None) -> 
         numbers=card.last_numbers(workdir),
         notes=folder.notes,
         config=configs.to_json(run.config),
+        kind=type(model).__name__,
     )
     writing.save(dataclasses.replace(folder, files=folder.files | {"README.md": readme.encode()}), output)
     return list(folder.notes)

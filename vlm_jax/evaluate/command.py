@@ -100,6 +100,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         show(f"warning: {line}")
     protocol = {} if card is None else {"card": card.name, "differs": differs}
     late = {"image": model.image} | ({} if model.text is None else {"text": model.text})
+    late["conversations"] = getattr(model, "conversations", None)
     filled = configs.fill(config)["evals"]
     lacking = [name for name in names if model.text is None and _reads_text(evals[name])]
     for name in lacking:

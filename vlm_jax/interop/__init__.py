@@ -8,9 +8,24 @@ embeddings, _ = model.encode_image({"params": imported.params}, images)
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from vlm_jax.config import bind
 from vlm_jax.errors import UserError
-from vlm_jax.interop import big_vision, hub, hugging_face, open_clip, open_clip_coca, ours, processing, tensors, texts
+from vlm_jax.interop import (
+    big_vision,
+    chats,
+    encoder_decoder,
+    hub,
+    hugging_face,
+    language,
+    open_clip,
+    open_clip_coca,
+    ours,
+    processing,
+    tensors,
+    texts,
+)
 from vlm_jax.interop.imported import Imported as Imported
 from vlm_jax.interop.imported import Source
 
@@ -66,6 +81,8 @@ def source(path: str | Path) -> Source:
 def read(path: str | Path) -> Imported:
     """A model with its arrays and its preprocessing. `path` is what `source` takes.
 
+    Language models have no images. Theirs and LLaVA's chat template is guessed, see `chats.conversations`.
+
     Raises:
       UserError: in one line, also where tensors are missing, of another shape, or not used; nothing is half-read.
     """
@@ -73,6 +90,8 @@ def read(path: str | Path) -> Imported:
     found = source(path)
     if found.family == "vlm_jax":
         return ours.read(path, found)
+    if found.family in language.KINDS:
+        return _language_model(path, found)
     images_alone = found.model["_target"].endswith("ViT")
     words = texts.Words(None, None)
     if found.family in ("open_clip", "coca"):
@@ -83,7 +102,8 @@ def read(path: str | Path) -> Imported:
         pixels = processing.from_hugging_face(path)
         if not images_alone:
             reads = found.model.get("text") or found.model.decoder
-            words = texts.from_hugging_face(path, reads.length)
+            read_words = texts.of_language_model if found.family == "llava" else texts.from_hugging_face
+            words = read_words(path, reads.length)
     if not images_alone:
         found.model.image_mean, found.model.image_std = pixels.mean, pixels.std
     return Imported(
@@ -96,4 +116,24 @@ def read(path: str | Path) -> Imported:
         source=str(path),
         image_mean=pixels.mean,
         image_std=pixels.std,
+        **_writing(path, found),
     )
+
+
+def _language_model(path: Path, found: Source) -> Imported:
+    words = texts.of_language_model(path, found.model.length)
+    params, writing = found.params(), _writing(path, found)
+    return Imported(found.family, found.model, params, None, words.text, words.tokenizer, str(path), **writing)
+
+
+def _writing(path: Path, found: Source) -> dict[str, Any]:
+    """Fields of `Imported` of models that write."""
+    if found.family == encoder_decoder.KIND:
+        return {"begin_id": chats.begin_id(path)}
+    images = None
+    if found.family == "llava":
+        tokens = (found.model.image.image_size // found.model.image.patch_size) ** 2
+        images = bind("data.conversation_images.FixedImages", tokens=tokens)
+    elif found.family not in language.KINDS:
+        return {}
+    return {"conversations": chats.conversations(path, found.family, images), "sampling": chats.sampling(path)}

@@ -14,6 +14,12 @@ USES = {
     'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")',
     "safetensors": 'import vlm_jax\n\nmodel = vlm_jax.load("FOLDER")',
 }
+# Of transformers, by our class.
+DECODERS = {
+    "TextDecoder": ("AutoModelForCausalLM", "AutoTokenizer"),
+    "Llava": ("AutoModelForImageTextToText", "AutoImageProcessor", "AutoTokenizer"),
+    "Fuyu": ("AutoModelForCausalLM", "AutoTokenizer"),
+}
 
 
 def last_numbers(workdir: Path) -> dict[str, tuple[int, float]]:
@@ -32,11 +38,21 @@ def last_numbers(workdir: Path) -> dict[str, tuple[int, float]]:
 
 
 def write(
-    to: str, name: str, origin: str, numbers: dict[str, tuple[int, float]], notes: Sequence[str], config: str
+    to: str,
+    name: str,
+    origin: str,
+    numbers: dict[str, tuple[int, float]],
+    notes: Sequence[str],
+    config: str,
+    kind: str = "",
 ) -> str:
-    """README.md. `origin` says which weights these are; `config` is JSON."""
+    """README.md. `origin` says which weights these are; `config` is JSON; `kind` is the class of the model."""
+    uses = USES[to]
+    if to == "hf" and kind in DECODERS:
+        loads = "\n".join(f'{cls}.from_pretrained("FOLDER")' for cls in DECODERS[kind])
+        uses = f"from transformers import {', '.join(DECODERS[kind])}\n\n{loads}"
     lines = ["---", f"library_name: {LIBRARIES[to]}", "tags: [vlm_jax]", "---", "", f"# {name}", ""]
-    lines += [f"Trained with vlm_jax; {origin}.", "", "```python", USES[to], "```", ""]
+    lines += [f"Trained with vlm_jax; {origin}.", "", "```python", uses, "```", ""]
     if numbers:
         lines += ["## Evaluation", "", "| | step | value |", "|---|---|---|"]
         lines += [f"| {metric} | {step} | {value:.4f} |" for metric, (step, value) in sorted(numbers.items())] + [""]

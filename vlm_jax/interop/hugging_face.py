@@ -15,8 +15,11 @@ from vlm_jax.config import bind
 from vlm_jax.errors import UserError, closest
 from vlm_jax.interop import encoder_decoder, language, multimodal, names, tensors
 from vlm_jax.interop.imported import Fields, Source, complete, read_json
-from vlm_jax.interop.table import Table
+from vlm_jax.interop.table import Table, within
 from vlm_jax.models.captioner import Captioner
+from vlm_jax.models.fuyu import Fuyu
+from vlm_jax.models.llava import Llava
+from vlm_jax.models.multimodal import MultimodalDecoder, TextDecoder
 from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -289,14 +292,20 @@ FAMILIES: dict[str, Family] = {
 # The way back
 
 
-def describe(model: TwoTower | ViT | Captioner, naflex: bool = False) -> tuple[dict, Table]:
+def describe(
+    model: TwoTower | ViT | Captioner | MultimodalDecoder, naflex: bool = False, image_id: int = 0
+) -> tuple[dict, Table]:
     """(config.json, table of names) of the class in transformers that is this model.
 
-    `naflex`: SigLIP 2's, whose images keep their aspect ratio; it has the same parameters.
+    Args:
+      naflex: SigLIP 2's, whose images keep their aspect ratio; it has the same parameters.
+      image_id: of a decoder that sees images: the token at their places.
 
     Raises:
       UserError: there is none, and why.
     """
+    if isinstance(model, MultimodalDecoder):
+        return _describe_decoder(model, image_id)
     if isinstance(model, ViT):
         return _describe_image(model)
     if isinstance(model, Captioner):
@@ -328,6 +337,22 @@ def describe(model: TwoTower | ViT | Captioner, naflex: bool = False) -> tuple[d
         part["projection_dim"] = model.dim
     config = {"model_type": "clip", "architectures": [name], "projection_dim": model.dim}
     return config | {"text_config": text_config, "vision_config": vision_config}, names.CLIP
+
+
+def _describe_decoder(model: MultimodalDecoder, image_id: int) -> tuple[dict, Table]:
+    if isinstance(model, TextDecoder):
+        return language.describe(model.decoder), within("decoder/", "", names.LLAMA)
+    if isinstance(model, Llava):
+        return multimodal.describe_llava(model, _describe_clip_image, image_id), names.LLAVA
+    if isinstance(model, Fuyu):
+        return multimodal.describe_fuyu(model, image_id), names.fuyu(model.decoder.geometry.num_heads)
+    raise UserError(f"transformers has no class that is {type(model).__name__}; --to=safetensors writes it.")
+
+
+def _describe_clip_image(model: ViT) -> dict[str, Any]:
+    fixed = {field: value for field, value in CLIP_IMAGE.items() if field != "head_bias"}  # there is no head
+    fits("CLIPVisionModel", model, fixed | {"out_dim": None}, "image")
+    return _written(model, SIZES | IMAGE)
 
 
 def _describe_image(model: ViT) -> tuple[dict, Table]:

@@ -27,26 +27,32 @@ class Imported:
 
     Attributes:
       family: "siglip", "siglip2_naflex", "clip", "vit", "dinov2", "vision-encoder-decoder", "open_clip", "coca",
-        "big_vision" or "vlm_jax".
-      model: a bound node, every value set, that builds a `TwoTower`, a `Captioner`, or a `ViT` where there are images
-        alone.
+        "llama", "qwen2", "qwen3", "llava", "fuyu", "big_vision" or "vlm_jax".
+      model: a bound node, every value set, that builds a `TwoTower`, a `Captioner`, a `LanguageModel`, a `Llava`, or a
+        `ViT` where there are images alone.
       params: nested dicts of f32 arrays under per-layer names, those of the model's `init`.
-      image: a bound node of `data.image.ImageTransform`, as the source's preprocessor says.
+      image: a bound node of `data.image.ImageTransform`, as the source's preprocessor says; None for text alone.
       image_mean, image_std: of pixels in [0, 1].
       text: a bound node of `data.text.Text`; None for images alone.
       tokenizer: what the config key `tokenizer` takes; None where the source has none.
       source: where it came from, for messages.
+      conversations: a bound node of `data.conversations.Conversations`, of models that answer prompts; see `chats`.
+      sampling: a bound node of `generate.Sampling`, with the tokens that end what the model writes.
+      begin_id: the token that captions begin with, where it is not the tokenizer's begin token.
     """
 
     family: str
     model: ConfigDict
     params: dict
-    image: ConfigDict
+    image: ConfigDict | None
     text: ConfigDict | None
     tokenizer: str | None
     source: str
     image_mean: RGB = (0.5, 0.5, 0.5)
     image_std: RGB = (0.5, 0.5, 0.5)
+    conversations: ConfigDict | None = None
+    sampling: ConfigDict | None = None
+    begin_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

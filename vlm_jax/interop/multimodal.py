@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,7 +11,11 @@ from vlm_jax.config import bind
 from vlm_jax.errors import UserError
 from vlm_jax.interop import language
 from vlm_jax.interop.imported import Fields
+from vlm_jax.models.fuyu import Fuyu
+from vlm_jax.models.llava import Llava
+from vlm_jax.models.vit import ViT
 
+FUYU_NEWLINE = 71_019  # in Fuyu's own vocabulary
 _PERSIMMON = {
     "hidden_act": "relu2",
     "layer_norm_eps": 1e-5,
@@ -66,7 +71,7 @@ def fuyu(config: dict, where: str) -> ConfigDict:
         scan=False,
         dtype="float32",
     )
-    newline = min(71_019, fields.whole("vocab_size") - 1)
+    newline = min(FUYU_NEWLINE, fields.whole("vocab_size") - 1)
     return bind("models.fuyu.Fuyu", decoder=decoder, patch_size=outer.whole("patch_size"), newline_id=newline)
 
 
@@ -97,3 +102,67 @@ def llava(config: dict, where: str, clip_image: Callable[[dict, str], ConfigDict
         image_mean=(0.48145466, 0.4578275, 0.40821073),
         image_std=(0.26862954, 0.26130258, 0.27577711),
     )
+
+
+def describe_llava(model: Llava, image: Callable[[ViT], dict[str, Any]], image_id: int) -> dict[str, Any]:
+    """The config.json of LLaVA that is this model. Raises UserError: there is none.
+
+    Args:
+      image: the part of CLIP's image tower; raises UserError for another one.
+      image_id: the token that stands at the places of images.
+    """
+    name = "LlavaForConditionalGeneration"
+    for field, value in {"projector": "mlp", "merge": 1}.items():
+        if (found := getattr(model, field)) != value:
+            raise UserError(f"{name} cannot express {field}={found!r}; it has {value!r}.")
+    if model.layer is None:
+        raise UserError(f"{name} cannot express layer=None, the encoder's last norm; it takes the output of a block.")
+    return {
+        "model_type": "llava",
+        "architectures": [name],
+        "image_token_index": image_id,
+        "image_seq_length": model.image_tokens,
+        "vision_feature_layer": model.layer,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "tie_word_embeddings": model.decoder.tied,
+        "text_config": language.describe(model.decoder),
+        "vision_config": {"model_type": "clip_vision_model", **image(model.image)},
+    }
+
+
+def describe_fuyu(model: Fuyu, image_id: int) -> dict[str, Any]:
+    """The config.json of Fuyu that is this model. Raises UserError: there is none."""
+    name, decoder = "FuyuForCausalLM", model.decoder
+    fixed = {
+        "norm": "layer",
+        "qk_norm": "layer",
+        "activation": "squared_relu",
+        "bias": True,
+        "qkv_bias": True,
+        "kv_heads": decoder.geometry.num_heads,
+        "dim_of_head": decoder.geometry.width // decoder.geometry.num_heads,
+    }
+    for field, value in fixed.items():
+        if (found := getattr(decoder, field)) != value:
+            raise UserError(f"{name} cannot express decoder.{field}={found!r}; it has {value!r}.")
+    newline = min(FUYU_NEWLINE, decoder.vocab_size - 1)
+    if model.newline_id != newline:
+        raise UserError(f"{name} cannot express newline_id={model.newline_id}; of this vocabulary it is {newline}.")
+    values = decoder.geometry._asdict() | {"vocab_size": decoder.vocab_size, "length": decoder.length}
+    sizes = {theirs: values[ours] for ours, theirs in language.SIZES.items()}
+    rope = {"rope_type": "default", "rope_theta": decoder.rope_theta, "partial_rotary_factor": decoder.rotary}
+    text = {
+        **sizes,
+        "model_type": "persimmon",
+        "hidden_act": "relu2",
+        "layer_norm_eps": decoder.norm_eps,
+        "qk_layernorm": True,
+        "rope_theta": decoder.rope_theta,
+        "partial_rotary_factor": decoder.rotary,
+        "rope_parameters": rope,
+        "tie_word_embeddings": decoder.tied,
+    }
+    config = {"model_type": "fuyu", "architectures": [name], "patch_size": model.patch_size, "num_channels": 3}
+    return {**config, **text, "model_type": "fuyu", "text_config": text, "image_token_id": image_id}

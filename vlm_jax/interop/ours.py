@@ -18,6 +18,7 @@ from vlm_jax.interop.table import leaf
 from vlm_jax.interop.tensors import open_tensors
 
 WEIGHTS = "model.safetensors"
+HALVES = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Run:
       model: a bound node.
       image: a bound node of `data.image.ImageTransform`.
       text: a bound node of `data.text.Text`, and what it builds; None for images alone.
+      conversations, sampling: bound nodes; None where the run has none.
     """
 
     config: ConfigDict
@@ -35,6 +37,8 @@ class Run:
     image: ConfigDict
     text_node: ConfigDict | None
     text: Text | None
+    conversations: ConfigDict | None = None
+    sampling: ConfigDict | None = None
 
 
 def is_export(path: Path) -> bool:
@@ -62,13 +66,16 @@ def open_run(folder: Path) -> Run:
         text = configs.build(config.text, tokenizer=config.get("tokenizer", "bytes"))
         text = text.resolve(_lost(folder), folder / "assets")
         late = {"tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
-        late |= {"pad_id": text.pad_id, "eos_id": text.eos_id}
+        late |= {"pad_id": text.pad_id, "eos_id": text.eos_id, "bos_id": text.bos_id}
+    part = lambda node: None if node is None else complete(_filled(node, late))
     return Run(
         config=config,
         model=complete(_filled(model, late)),
         image=complete(_filled(config.image, late)),
-        text_node=None if text is None else complete(_filled(config.text, late)),
+        text_node=part(config.get("text")),
         text=text,
+        conversations=part(config.get("conversations")),
+        sampling=part(config.task.get("sampling")),
     )
 
 
@@ -109,6 +116,8 @@ def read(folder: Path, found: Source) -> Imported:
         text=run.text_node,
         tokenizer=None if run.text is None else run.text.tokenizer,
         source=str(folder),
-        image_mean=tuple(found.model.image_mean),
-        image_std=tuple(found.model.image_std),
+        image_mean=tuple(found.model.get("image_mean", HALVES)),
+        image_std=tuple(found.model.get("image_std", HALVES)),
+        conversations=run.conversations,
+        sampling=run.sampling,
     )

@@ -60,6 +60,17 @@ def from_hugging_face(folder: Path, length: int) -> Words:
     return Words(complete(node), str(file))
 
 
+def of_language_model(folder: Path, length: int) -> Words:
+    """As `from_hugging_face`, for rows of conversations: padded on the right, by a token that nothing depends on, and
+    without an end token, which a chat template writes. A folder may lack its tokenizer. Raises UserError."""
+    if tokenizer_file(folder) is None:
+        words = Words(bind("data.text.Text", length=length, canonicalise="none"), None)
+    else:
+        words = from_hugging_face(folder, length)
+    words.text.update(eos="none", pad="zero", pad_side="right")
+    return Words(complete(words.text), words.tokenizer)
+
+
 def from_open_clip(folder: Path, text: dict, length: int) -> Words:
     """What `text_cfg` says; a tokenizer that is named there lies in the folder, the built-in one has no file."""
     kwargs = text.get("tokenizer_kwargs") or {}

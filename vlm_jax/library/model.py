@@ -1,25 +1,21 @@
-"""Models to be used: `vlm_jax.load(PATH)` embeds images and texts, compares them, and classifies."""
+"""Models that embed images and texts, compare them, and classify."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from vlm_jax import config as configs
-from vlm_jax import interop, tree
 from vlm_jax import mesh as meshes
-from vlm_jax.checkpoint import load_params
+from vlm_jax import tree
 from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
@@ -27,109 +23,14 @@ from vlm_jax.errors import UserError
 from vlm_jax.evaluate import cards
 from vlm_jax.evaluate.calibration import softmax
 from vlm_jax.evaluate.cards import Card
-from vlm_jax.interop import ours
+from vlm_jax.library.batches import Batches, Images, content, listed
 from vlm_jax.models.two_tower import TwoTower, normalize, unit_norm
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import shard
 from vlm_jax.tasks.contrastive import Contrastive
 
-Images = Any  # a picture or several: `PIL.Image`, path, encoded bytes, uint8 array [h, w, 3]; or [n, h, w, 3]
 Texts = Any  # a string or several, or token ids [n, length]
 TEMPLATES = ("a photo of a {}.",)
-
-
-def load(
-    path: str | os.PathLike,
-    weights: Literal["params", "ema"] = "params",
-    *,
-    step: int | None = None,
-    tokenizer: str | None = None,
-    devices: Sequence[Any] | None = None,
-    layout: meshes.Layout | None = None,
-    batch_size: int = 64,
-) -> Model:
-    """The model of a workdir, of an export, or of a folder or file of another library (see `vlm_jax.interop.read`).
-
-    Args:
-      path: a workdir, an export, a Hugging Face or open_clip folder, big_vision's `.npz`, or `hf:ORG/NAME`.
-      weights: of a workdir: the parameters, or their moving average.
-      step: of a workdir: the checkpoint; the last good one unless given.
-      tokenizer: the file, where the weights came without it (see `vlm_jax.data.tokenizers.load`).
-      devices: all of them unless given, each with a copy of the model.
-      layout: of the mesh over the devices; with `fsdp` or `tensor` the parameters are split over it.
-      batch_size: images or texts that are embedded at a time, at most; it changes the speed and never the numbers.
-
-    Raises:
-      UserError: in one line; nothing is half-loaded.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1.")
-    found = _foreign(path) if interop.is_foreign(path) else _of_run(Path(path), weights, step)
-    text, reason = found.text, found.reason
-    if text is not None and tokenizer is not None:
-        text = dataclasses.replace(text, tokenizer=tokenizer)
-    elif text is not None and text.tokenizer == "":
-        text, reason = None, f"{path} came without its tokenizer; give load(PATH, tokenizer=FILE), or token ids."
-    layout = layout or meshes.Layout()
-    mesh = layout.make(jax.devices() if devices is None else devices)
-    params = tree.stack(found.params, found.network.stacks)
-    params = jax.device_put(params, meshes.shardings(params, layout, mesh, found.network.stacks))
-    return Model(
-        source=str(path),
-        family=found.family,
-        step=found.step,
-        network=found.network,
-        variables={"params": params},
-        image=found.image,
-        image_mean=found.mean,
-        image_std=found.std,
-        text=text,
-        mesh=mesh,
-        batch_size=batch_size,
-        no_text=reason,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a path holds."""
-
-    family: str
-    step: int | None
-    network: TwoTower | ViT
-    params: dict
-    image: ImageTransform
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    text: Text | None
-    reason: str
-
-
-def _foreign(path: str | os.PathLike) -> _Found:
-    found = interop.read(path)
-    text = None
-    if found.text is not None:
-        text = dataclasses.replace(configs.build(found.text), tokenizer=found.tokenizer or "")
-    network, image = configs.build(found.model), configs.build(found.image)
-    reason = f"{path} embeds images alone: {found.family!r} has no text tower."
-    return _Found(found.family, None, network, found.params, image, found.image_mean, found.image_std, text, reason)
-
-
-def _of_run(path: Path, weights: str, step: int | None) -> _Found:
-    if not configs.is_workdir(str(path)):
-        raise UserError(
-            f"{path} is no workdir (it has no config.json), and no export, Hugging Face or open_clip folder or "
-            "big_vision .npz."
-        )
-    run = ours.open_run(path)
-    network = configs.build(run.model)
-    if not isinstance(network, TwoTower | ViT):
-        raise UserError(f"{path}: a {type(network).__name__} embeds neither images nor texts.")
-    params, meta = load_params(path, weights, step)
-    mean, std = getattr(network, "image_mean", (0.5,) * 3), getattr(network, "image_std", (0.5,) * 3)
-    reason = f"{path} embeds images alone: its run had no text."
-    image = configs.build(run.image)
-    return _Found("vlm_jax", meta["step"], network, params, image, mean, std, run.text, reason)
 
 
 class Classes(NamedTuple):
@@ -221,7 +122,7 @@ class Model:
                     f"encode_image(preprocessed=True) takes floats [n, h, w, 3], not {array.dtype} {array.shape}."
                 )
             return self._embed(self.predict["image_embedding"], array, lambda part: part.astype(np.float32))
-        return self._embed(self.predict["image_embedding"], _listed(images), self._read)
+        return self._embed(self.predict["image_embedding"], listed(images), self._read)
 
     def encode_text(self, texts: Texts) -> Float[np.ndarray, "n dim"]:
         """Unit-norm embeddings of one string or several, or of token ids [n, length].
@@ -304,31 +205,14 @@ class Model:
     # Batches
 
     def _embed(self, function: Callable, items: Sequence, prepare: Callable) -> Float[np.ndarray, "n dim"]:
-        """`function` of what `prepare` makes of the items, in padded batches; shapes do not depend on their number."""
+        """`function` of what `prepare` makes of the items, in batches."""
         if not len(items):
             return np.zeros((0, self.dim), np.float32)
-        size = self._batch(len(items))
-        mine = meshes.local_rows(self.mesh, size)
-        out = []
-        parts = [items[start : start + size] for start in range(0, len(items), size)]
-        with ThreadPoolExecutor(1) as ahead:  # the next batch is prepared while the devices have this one
-            coming = ahead.submit(prepare, parts[0])
-            for part, following in itertools.zip_longest(parts, parts[1:]):
-                batch = coming.result()
-                if following is not None:
-                    coming = ahead.submit(prepare, following)
-                several = isinstance(batch, dict)
-                arrays = batch if several else {"x": batch}
-                pad = lambda array: np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
-                placed = meshes.put({k: pad(v)[mine] for k, v in arrays.items()}, mine, size, self.mesh)
-                out.append(meshes.gather(function(placed if several else placed["x"]), self.mesh)[: len(part)])
-        return np.concatenate(out)
+        return self._batches.run(lambda batch, start: function(batch), items, prepare)
 
-    def _batch(self, count: int) -> int:
-        """A power of two for each device, or `batch_size`, rounded up to what the devices divide."""
-        ways = meshes.batch_devices(self.mesh)
-        most = -(-self.batch_size // ways)
-        return ways * min(most, 1 << (-(-count // ways) - 1).bit_length())
+    @property
+    def _batches(self) -> Batches:
+        return Batches(self.mesh, self.batch_size)
 
     def _read(self, pictures: Sequence) -> np.ndarray | dict[str, np.ndarray]:
         """A batch, decoded by as many threads as there are cores."""
@@ -343,20 +227,12 @@ class Model:
     def _one(self, picture: Any) -> np.ndarray:
         name = picture if isinstance(picture, str | os.PathLike) else type(picture).__name__
         try:
-            return self.image(_content(picture))
+            return self.image(content(picture))
         except UnreadableImage as error:
             raise UserError(f"{name}: {error}.") from error
 
     def _number(self, name: str) -> float:
         return float(meshes.gather(getattr(self.network, name)(self.variables), self.mesh))
-
-
-def _listed(images: Images) -> Sequence:
-    """Several pictures, of one or several."""
-    if hasattr(images, "__array__") and not hasattr(images, "mode"):  # an array, of numpy or jax, but no `PIL.Image`
-        array = np.asarray(images)
-        return array if array.ndim == 4 else array[None]
-    return list(images) if isinstance(images, Sequence | Iterator) and not isinstance(images, str | bytes) else [images]
 
 
 def _embedded(value: Any, dim: int) -> bool:
@@ -367,18 +243,6 @@ def _embedded(value: Any, dim: int) -> bool:
         and value.shape[1] == dim
         and np.issubdtype(value.dtype, np.floating)
     )
-
-
-def _content(picture: Any) -> Any:
-    """What `ImageTransform` takes: the bytes of a file, anything else as it is."""
-    if isinstance(picture, str | os.PathLike):
-        from etils import epath  # also reads gs://
-
-        try:
-            return epath.Path(picture).read_bytes()
-        except OSError as error:
-            raise UserError(f"{picture} cannot be read: {error.strerror or type(error).__name__}.") from None
-    return np.asarray(picture) if isinstance(picture, jax.Array) else picture
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
