@@ -12,6 +12,7 @@ import pytest
 import vlm_jax
 from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.errors import UserError
+from vlm_jax.evaluate.command import main as evaluate
 from vlm_jax.library.conversing import ConversationModel
 from vlm_jax.tasks import language_model
 
@@ -164,6 +165,16 @@ def test_devices_do_not_matter(models, options):
         spread.score(PICTURES[:3], PROMPTS, "red"), model.score(PICTURES[:3], PROMPTS, "red"), rtol=1e-4
     )
     assert spread.generate(PICTURES[:3], PROMPTS, max_tokens=3) == model.generate(PICTURES[:3], PROMPTS, max_tokens=3)
+
+
+def test_its_evaluators_run_on_it(tmp_path, capsys):
+    few = {"evals.questions.source.shapes.size": "2", "evals.questions.batch_size": "16"}
+    path = writers.workdir(tmp_path / "run", "llava_tiny", writers.CONVERSING, writers.LLAVA, few)
+    assert evaluate(["run", str(path)]) == 0
+    assert "over_majority" in capsys.readouterr().out
+    assert (path / "evaluations/3/results.json").is_file()
+    assert evaluate(["run", str(path), "--suite", "--only=zero_shot", f"--output={tmp_path}/out"]) == 2
+    assert "the model gives no 'image_embedding', which this evaluator needs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

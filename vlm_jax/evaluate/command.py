@@ -23,6 +23,13 @@ class Evaluators:
     evals: Mapping[str, Any]
 
 
+class Functions(dict):
+    """What a model computes, by name. Raises UserError where an evaluator asks for what it does not."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"the model gives no {name!r}, which this evaluator needs; {closest(name, self)}")
+
+
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m vlm_jax.evaluate", description="Evaluations.", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -100,7 +107,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         show(f"warning: {line}")
     protocol = {} if card is None else {"card": card.name, "differs": differs}
     late = {"image": model.image} | ({} if model.text is None else {"text": model.text})
-    late["conversations"] = getattr(model, "conversations", None)
+    late |= {"conversations": model.conversations} if hasattr(model, "conversations") else {}
     filled = configs.fill(config)["evals"]
     lacking = [name for name in names if model.text is None and _reads_text(evals[name])]
     for name in lacking:
@@ -109,7 +116,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
     about = {"weights": f"{flags.path} ({flags.weights})", "step": model.step, **protocol}
     for name, evaluator in built.items():
         start = time.perf_counter()
-        result = evaluator(model.predict, model.mesh)
+        result = evaluator(Functions(model.predict), model.mesh)
         results.write(output, name, result, evaluator=filled[name], **about)
         show(f"{name}: {time.perf_counter() - start:.1f} s")
     stored = results.read(output / results.FILE)
