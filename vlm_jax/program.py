@@ -34,15 +34,15 @@ def jitted_update(plan: startup.Plan) -> Callable:
 
 
 def model_flops(plan: startup.Plan) -> float:
-    """Model FLOPs of a step, by the convention of MFU: three times the forward pass."""
+    """Model FLOPs of the first step, by the convention of MFU: three times the forward pass."""
     experiment, state = plan.experiment, plan.abstract
     parts = experiment.microbatches
 
-    def forward(params, frozen, state, batch, key):
+    def forward(params, frozen, state, ema, batch, key):
         variables = {"params": merge(params, frozen), "state": state, "frozen": frozen}
-        ctx = Context(key=key, step=0, total_steps=experiment.clock.total, mesh=plan.mesh)
+        ctx = Context(key=key, step=0, total_steps=experiment.clock.total, mesh=plan.mesh, ema=ema or None)
         return experiment.task.loss(variables, batch, ctx)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = experiment.task.batch_spec(experiment.batch_size // parts)
-    return 3.0 * parts * flops.count(forward, state.params, state.frozen, state.state, batch, key)
+    return 3.0 * parts * flops.count(forward, state.params, state.frozen, state.state, state.ema, batch, key)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from vlm_jax import accumulate, partition, tree
+from vlm_jax import config as configs
 from vlm_jax.data.prompted import Prompted
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
+from vlm_jax.experiment import open_experiment
 from vlm_jax.mesh import Layout, put
 from vlm_jax.models.captioner import TextDecoder
 from vlm_jax.models.siglip2 import Prototypes, SigLIP2
@@ -19,6 +21,7 @@ from vlm_jax.models.text import TextTransformer
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import shard
 from vlm_jax.nn.crops import random_crops
+from vlm_jax.overrides import override
 from vlm_jax.tasks.base import Context
 from vlm_jax.tasks.contrastive import Contrastive
 from vlm_jax.tasks.siglip2 import CROP, MASK, PARALLEL, SigLIP2Pretraining, answers, overlaid, random_patches
@@ -269,3 +272,18 @@ def test_what_the_model_cannot_be():
 def test_a_teacher_is_asked_for():
     with pytest.raises(UserError, match=r"needs a teacher: set config\.ema"):
         jax.eval_shape(lambda v: TASK.features(v, DATA, context(ema=None)), variables()[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ema", "None", r"need a teacher: set config\.ema"),
+        ("data.prompted.text.canonicalise", "none", r"config\.data\.prompted and config\.task\.prompted differ"),
+    ],
+)
+def test_a_run_that_does_not_suit_is_refused(key, value, message, tmp_path):
+    config = configs.load("siglip2_tiny")
+    override(config, "data.source.source.size", "50")
+    override(config, key, value)
+    with pytest.raises(UserError, match=message):
+        open_experiment(config, tmp_path / "assets")

@@ -168,8 +168,10 @@ class SigLIP2Pretraining(Contrastive):
         def rest(params: Params):
             return {"distill": zeros, "masked": zeros}, state
 
-        begins = math.ceil(self.begin * ctx.total_steps)
-        return jax.lax.cond(ctx.step >= begins, work, rest, variables["params"])
+        active = ctx.step >= math.ceil(self.begin * ctx.total_steps)
+        if isinstance(active, bool):  # of a step that is known, as where FLOPs are counted
+            return (work if active else rest)(variables["params"])
+        return jax.lax.cond(active, work, rest, variables["params"])
 
     def _distilled(
         self, params: Params, teacher: Params, state: dict[str, Array], pixels: Array, keys: Key[Array, " batch"]
