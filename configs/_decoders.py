@@ -79,6 +79,8 @@ def smoke(config, *, rows: int, image_size: int = 56):
     for stage in config.get("stages", {}).values():
         for name in set(stage) - {"optimizer"}:
             del stage[name]
+        if "schedule" in stage.optimizer:
+            del stage.optimizer["schedule"]
         stage.update(total)
     config.tokenizer = "bytes"
     config.log_steps = 1
@@ -93,4 +95,4 @@ def smoke(config, *, rows: int, image_size: int = 56):
     config.evals.questions.batch_size = 16
     config.task.sampling.max_tokens = 8
     config.task.model.decoder.update(length=SHORT + ANSWER, **NARROW)
-    config.optimizer.schedule.warmup_steps = 1
+    config.optimizer.schedule = bind("optim.schedules.Cosine", warmup_steps=1)

@@ -50,5 +50,4 @@ def get_config(variant: str = ""):
     )
     if variant == "smoke":
         smoke(config, rows=4)
-        config.optimizer.schedule.cooldown_percent = None
     return config
