@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +42,21 @@ def hidden_of(model, record, make):
     """The row of one record, and logits [time, vocab] of what comes after each token, without a cache."""
     text = dataclasses.replace(model.text, length=104)
     row = getattr(model.conversations, make)([record], image=model.image, text=text)
-    hidden, _ = model.network.hidden(model.variables, row)
-    return row, np.asarray(hidden[0] @ model.network.head(model.variables).T)
+    return row, np.asarray(uncached(model.network, model.variables, row))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def uncached(network, variables, row):
+    """Logits [time, vocab] of a batch of one row."""
+    return network.hidden(variables, row)[0][0] @ network.head(variables).T
 
 
 def greedy(model, record, count):
     """Tokens of the answer, each by the whole of what is before it."""
     row, _ = hidden_of(model, record, "prompts")
     taken, out = int(row["text_segment_ids"].sum()), []
-    step = jax.jit(lambda row: model.network.hidden(model.variables, row)[0][0] @ model.network.head(model.variables).T)
     for _ in range(count):
-        token = int(np.argmax(step(row)[taken - 1]))
+        token = int(np.argmax(uncached(model.network, model.variables, row)[taken - 1]))
         if token == model.conversations.chat(model.text).end_id:
             break
         out.append(token)
