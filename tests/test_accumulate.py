@@ -36,6 +36,7 @@ def test_cached_features_equal_the_single_batch(tmp_path, recipe):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 def test_on_a_sharded_mesh_too(tmp_path):
     experiment = small_experiment(tmp_path, batch_size="32", total_examples="384", optimizer__name="sgd")
     metrics, params, _ = update(experiment, jax.devices()[:1])

@@ -52,6 +52,7 @@ def test_eight_devices_equal_one(tmp_path, recipe):
             np.testing.assert_allclose(grads[name], gradient, rtol=1e-5, atol=1e-5, err_msg=f"{layout} {name}")
 
 
+@pytest.mark.full
 def test_fsdp_really_shards(tmp_path):
     experiment = dataclasses.replace(small_experiment(tmp_path), mesh=Layout(data=1, fsdp=8, min_size=1))
     state, _ = one_step(experiment, jax.devices())

@@ -193,6 +193,7 @@ def get_config(variant=""):
 """
 
 
+@pytest.mark.full
 def test_a_mixture_is_logged_by_source_and_goes_on_with_other_weights(tmp_path, capsys):
     (tmp_path / "mixed.py").write_text(MIXED)
     arguments = flags(tmp_path / "run", recipe=str(tmp_path / "mixed.py"), total_examples="64")

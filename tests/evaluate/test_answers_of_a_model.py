@@ -70,6 +70,7 @@ def test_written():
     assert len(set(one.rows["answers"]["answer"].tolist())) > 1
 
 
+@pytest.mark.full
 def test_chosen():
     choices = ("yes", "no", "red", "two")
     one = found(1, 64, choices=choices)

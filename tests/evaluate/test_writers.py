@@ -47,6 +47,7 @@ def found(devices, batch_size):
     return Captions(**both)(model, mesh), chosen.scores(model, mesh, {})
 
 
+@pytest.mark.full
 def test_any_batch_size_and_devices():
     (written, scores), (others, other_scores) = found(1, 64), found(4, 5)
     answers = written.rows["captions"]["answer"].tolist()

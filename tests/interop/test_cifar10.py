@@ -64,6 +64,7 @@ def compare(folder, shared, test_images, *flags):
     return theirs.mean()
 
 
+@pytest.mark.full
 def test_first_steps(tmp_path, shared_data):
     small = {"width": 32, "depth": 1, "mlp_dim": 64, "num_heads": 2, "patch_size": 8}
     flags = [f"--config.task.model.image.{field}={value}" for field, value in small.items()]

@@ -75,7 +75,7 @@ def text_with_images(*begins, places):
     return text, ids
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("qwen2", marks=pytest.mark.full)])
 def test_llava(kind, tmp_path):
     torch = peers.torch()
     text, ids = text_with_images(2, 5, places=16)

@@ -51,6 +51,7 @@ def siglip(tmp_path_factory):
     return small.save(small.randomise(small.siglip()), tmp_path_factory.mktemp("siglip"))
 
 
+@pytest.mark.full
 def test_it_trains_on(siglip, tmp_path):
     stepper, start, _ = begin(tmp_path, siglip)
     theirs = tree.flatten(interop.source(siglip).params())

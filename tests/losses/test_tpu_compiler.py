@@ -41,6 +41,7 @@ def floor(chip: str, batch: int, devices: int, products: int) -> float:
     return products * 2 * (batch / devices) * batch * DIM / FLOPS_A_CYCLE[chip]
 
 
+@pytest.mark.full
 def test_sigmoid_of_a_million_pairs(tpu):
     """A plain all-gather does not fit in the chip; a differentiated ring takes 1,723 MiB and 1.8 x the floor."""
     program = compiled(sigmoid_loss, tpu("v5e:16x16"), 2**20, scalars=2)

@@ -28,7 +28,7 @@ def variant(name):
     return model, jax.tree.map(noise, params)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.full), "scanned", "fuyu", "tied"])
 def test_a_cache_gives_what_the_whole_sequence_gives(name):
     """Prompts of unequal length in a padded batch, then a token at a time."""
     model, params = variant(name)
@@ -45,7 +45,7 @@ def test_a_cache_gives_what_the_whole_sequence_gives(name):
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(cache))
 
 
-@pytest.mark.parametrize("name", ["llama", "fuyu"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("fuyu", marks=pytest.mark.full)])
 def test_packed_sequences_are_those_alone(name):
     model, params = variant(name)
     segments = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12], np.int32)
@@ -95,7 +95,7 @@ def test_scanned_layers_are_unrolled_ones():
         np.testing.assert_allclose(one[1]["taps"][name], other[1]["taps"][name], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "mlp", "block"])
+@pytest.mark.parametrize("remat", ["block", *(pytest.param(r, marks=pytest.mark.full) for r in ("attention", "mlp"))])
 def test_what_is_computed_again_is_the_same(remat):
     model, params = variant("llama")
     loss = lambda model: jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, TEXT)[0]).mean()))(params)

@@ -57,7 +57,7 @@ def close(one, other):
     [
         {},
         {"posemb": "factorised"},
-        {"posemb": "sincos2d", "pool": "gap"},
+        pytest.param({"posemb": "sincos2d", "pool": "gap"}, marks=pytest.mark.full),
         {"posemb": "factorised", "pool": "gap", "pre_norm": True, "scan": True},
         pytest.param({"remat": "attention"}, marks=pytest.mark.full),
     ],

@@ -63,6 +63,7 @@ def test_equals_one_device(layout):
         np.testing.assert_allclose(tree.flatten(grads)[name], grad, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.full
 def test_bf16_kernels_run_on_each_devices_part():
     """The towers' bf16 paths inside `shard_map`: as one device computes them, but for the order of sums in bf16."""
     model = dataclasses.replace(
