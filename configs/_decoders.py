@@ -94,5 +94,5 @@ def smoke(config, *, rows: int, image_size: int = 56):
     config.evals.questions.source = questions(16, image_size, told=told, split="test")
     config.evals.questions.batch_size = 16
     config.task.sampling.max_tokens = 8
-    config.task.model.decoder.update(length=SHORT + ANSWER, **NARROW)
+    config.task.model.decoder.update(length=SHORT + ANSWER, vocab_size=late("vocab_size"), **NARROW)
     config.optimizer.schedule = bind("optim.schedules.Cosine", warmup_steps=1)

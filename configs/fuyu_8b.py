@@ -9,7 +9,7 @@ conversations. It starts from published weights (`init_from`), and parameters ar
 from vlm_jax.configs._decoders import ANSWER, conversations, smoke, task
 from vlm_jax.configs._decoders import VARIANTS as VARIANTS
 
-from vlm_jax.config import bind
+from vlm_jax.config import bind, late
 
 LENGTH = 4096
 IMAGES = 2
@@ -48,5 +48,6 @@ def get_config(variant: str = ""):
     )
     if small:
         config.init_from = None
+        config.task.model.newline_id = late("eos_id")
         smoke(config, rows=4)
     return config
