@@ -38,4 +38,10 @@ def get_config(variant: str = ""):
             logit_bias_init=-10.0,
         ),
     )
+    config.evals.captions = bind(
+        "evaluate.captions.Captions",
+        source=bind("data.sources.shapes.Shapes", image_size=32, split="test", size=500),
+        image=late("image"),
+        text=late("text"),
+    )
     return config

@@ -54,4 +54,11 @@ def get_config(variant: str = ""):
         image=late("image"),
         text=late("text"),
     )
+    shapes = bind("data.sources.shapes.Shapes", image_size=32, split="test", size=500)
+    config.evals.referring = bind(
+        "evaluate.referring.Referring",
+        source=bind("data.sources.located.Located", source=shapes, bins=32),
+        image=late("image"),
+        prompted=prompted(LENGTH, "siglip"),
+    )
     return config

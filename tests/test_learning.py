@@ -1,6 +1,7 @@
 """Recipes learn what they say. The bounded tier runs the first steps; `-m full` runs the recipes to their end."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -46,6 +47,27 @@ def test_the_first_steps_of_coca_tiny_learn_how_captions_are_worded(tmp_path):
     found = last_metrics(tmp_path, "--config=coca_tiny:short", "--config.total_examples=1280", *few)
     assert found["train/caption_loss"] < 2.5  # ln(96) = 4.6 for the tokens by themselves
     assert found["train/contrastive_loss"] < 9.0  # 11 at the start
+    assert found["train/skipped"] == 0
+
+
+@pytest.mark.full
+def test_the_first_steps_of_siglip2_tiny_learn_by_all_four_losses(tmp_path):
+    few = [f"--config.evals.{name}.source.size=48" for name in ("zero_shot_seen", "zero_shot_held_out", "retrieval")]
+    few += ["--config.evals.captions.source.size=48", "--config.evals.referring.source.source.size=48"]
+    few += ["--config.data.source.source.size=1280", "--config.evaluate_percent=100"]
+    found = last_metrics(tmp_path, "--config=siglip2_tiny:short", *few)
+    assert found["train/decoder_loss"] < 2.8  # ln(160) = 5.1 for the tokens by themselves
+    assert found["train/contrastive_loss"] < 9.0  # 11 at the start
+    assert found["train/distill_loss"] < math.log(256) and found["train/masked_loss"] < math.log(128)
+    assert found["train/skipped"] == 0
+    assert found["eval/referring/no_box"] < 0.5
+
+
+@pytest.mark.full
+def test_the_first_steps_of_lstm_tiny_learn_how_captions_are_worded(tmp_path):
+    few = ["--config.evals.captions.source.size=48", "--config.data.source.size=1280"]
+    found = last_metrics(tmp_path, "--config=lstm_tiny:short", *few)
+    assert found["train/caption_loss"] < 2.0  # ln(96) = 4.6 for the tokens by themselves
     assert found["train/skipped"] == 0
 
 
