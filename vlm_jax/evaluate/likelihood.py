@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 
 from vlm_jax import mesh as meshes
 from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.packing import text_lengths
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError, closest
 from vlm_jax.evaluate.base import Embedded, Evaluator, Predict, embed_rows, joined, placed_batches
 from vlm_jax.evaluate.choice import Choose, Scored
 from vlm_jax.evaluate.zero_shot import ZeroShot
-from vlm_jax.nn.pool import real_tokens
 
 # Sums of log-probabilities closer than this are equal: f32 sums of some dozens of them, in batches of other shapes,
 # differ in their last bits.
@@ -84,8 +84,8 @@ class _ByLikelihood(Evaluator):
         if self.prior:
             scores = scores - self.prior * _of_grey(function, tokens, self.image, self.batch_size, mesh)[which]
         if self.normalise:
-            real = np.asarray(real_tokens(tokens, self.text.pad_id, self.text.eos_id))
-            scores = scores / np.maximum(real.sum(1) - 1, 1)[which]  # the first token is given
+            lengths = text_lengths(tokens, self.text.pad_id, self.text.eos_id)
+            scores = scores / np.maximum(lengths - 1, 1)[which]  # the first token is given
         return scores
 
 
