@@ -1,10 +1,11 @@
 """LLaVA-1.5 7B: CLIP's L/14 at 336 pixels, two layers that project, Vicuna-7B (Liu et al. 2023, arXiv 2310.03744).
 
-As its published scripts have it: first the projector alone, 558K captions, 256 a step at 1e-3; then projector and language
-model, 665K conversations, 128 a step at 2e-5; each one epoch, a cosine after a warm-up of 3%, no decay. The last but one
-of CLIP's layers is taken. Chosen here: rows of 4096 tokens hold several conversations of at most that length (there
-each has a row of its own, of 2048), on average 4 of both stages; with far longer ones raise `rows` and `batch_size`.
-It starts from published weights (`init_from` of the first stage), and parameters are split over all devices.
+As its published scripts have it: first the projector alone, 558K captions, 256 a step at 1e-3; then projector and
+language model, 665K conversations, 128 a step at 2e-5; each one epoch, a cosine after a warm-up of 3%, no decay. The
+last but one of CLIP's layers is taken. Chosen here: rows of 4096 tokens hold several conversations of at most that
+length (there each has a row of its own, of 2048), on average 4 of both stages; with far longer ones raise `rows` and
+`batch_size`. It starts from published weights (`init_from` of the first stage), and parameters are split over all
+devices.
 """
 
 from vlm_jax.configs._decoders import ANSWER, conversations, smoke, task

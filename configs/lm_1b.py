@@ -1,8 +1,8 @@
 """A language model of TinyLlama's sizes (Zhang et al. 2024, arXiv 2401.02385): 1.1 billion parameters, 22 layers.
 
-Recalled, and not read again: rows of 2048 tokens, 2 million tokens a step, 3 trillion in all; AdamW with b1 0.9, b2 0.95
-and a decay of 0.1, a peak of 4e-4 after 2000 steps and a cosine to 4e-5, clipping at 1. Data as in `lm_135m`. Parameters
-and optimizer are split over all devices.
+Recalled, and not read again: rows of 2048 tokens, 2 million tokens a step, 3 trillion in all; AdamW with b1 0.9, b2
+0.95 and a decay of 0.1, a peak of 4e-4 after 2000 steps and a cosine to 4e-5, clipping at 1. Data as in `lm_135m`.
+Parameters and optimizer are split over all devices.
 """
 
 from vlm_jax.configs._decoders import VARIANTS as VARIANTS

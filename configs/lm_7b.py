@@ -1,8 +1,8 @@
 """A language model of LLaMA-7B's sizes (Touvron et al. 2023, arXiv 2302.13971): 6.7 billion parameters, 32 layers.
 
-Recalled, and not read again: rows of 2048 tokens, 4 million tokens a step, 1 trillion in all; AdamW with b1 0.9, b2 0.95
-and a decay of 0.1, a peak of 3e-4 after 2000 steps and a cosine to a tenth of it, clipping at 1. Data as in `lm_135m`.
-Parameters and optimizer are split over all devices.
+Recalled, and not read again: rows of 2048 tokens, 4 million tokens a step, 1 trillion in all; AdamW with b1 0.9, b2
+0.95 and a decay of 0.1, a peak of 3e-4 after 2000 steps and a cosine to a tenth of it, clipping at 1. Data as in
+`lm_135m`. Parameters and optimizer are split over all devices.
 """
 
 from vlm_jax.configs._decoders import VARIANTS as VARIANTS
