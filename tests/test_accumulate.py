@@ -20,7 +20,8 @@ def update(experiment, devices):
     return jax.device_get((metrics, state.params, state.ema))
 
 
-@pytest.mark.parametrize("recipe", ["siglip_tiny", pytest.param("clip_tiny", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["siglip_tiny", "clip_tiny"])
 def test_cached_features_equal_the_single_batch(tmp_path, recipe):
     """With token dropping, EMA and rematerialisation on, and the caption ids that cross microbatches."""
     changes = {"task__model__image__patch_dropout": "0.5", "ema": "0.9", "task__model__image__remat": "block"}

@@ -86,6 +86,7 @@ def test_a_row_does_not_depend_on_the_others(name):
     np.testing.assert_array_equal(together[:2], cached(sampling, TEXT[:2], COUNT[:2], key))
 
 
+@pytest.mark.full
 def test_beams_find_what_is_likelier_than_greedy():
     greedy, beams = (Sampling(max_tokens=8, length_penalty=0.0, **SAMPLERS[name]) for name in ("greedy", "beams"))
 

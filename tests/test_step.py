@@ -111,6 +111,7 @@ def test_scanned_layers_train_as_unrolled_ones(tmp_path):
     assert losses["True"] == pytest.approx(losses["False"], rel=1e-4)
 
 
+@pytest.mark.full
 def test_clip_keeps_its_scale_in_bounds(tmp_path):
     changes = {"task__model__logit_scale_init": "4.6", "optimizer__learning_rate": "10"}
     state, metrics = one_step(small_experiment(tmp_path, "clip_tiny", **changes), jax.devices()[:1], batches=3)

@@ -126,6 +126,7 @@ def test_killed_at_a_random_step_and_started_again_is_the_same_run(tmp_path, who
     check_same(tmp_path, whole)
 
 
+@pytest.mark.full
 def test_an_interrupt_saves_and_the_same_command_goes_on(tmp_path, whole):
     process = start(flags(tmp_path, checkpoint_steps="100"))
     wait_for_lines(tmp_path, 4, process)
@@ -328,6 +329,7 @@ def get_config(variant=""):
 """
 
 
+@pytest.mark.full
 def test_what_is_left_out_of_damaged_tars_is_counted_and_named(tmp_path):
     for shard in "01":
         members = [(f"{k:03}.{ext}", data) for k in range(20) for ext, data in (("png", png(k)), ("txt", b"a square"))]

@@ -21,6 +21,7 @@ def test_ours_takes_steps():
     assert len(found["seconds"]) == 5 and found["flops"] > 0
 
 
+@pytest.mark.full
 def test_both_have_the_same_parameters():
     if not all(importlib.util.find_spec(name) for name in ("torch", "timm", "open_clip")):
         pytest.skip("needs open_clip_torch, the peer")

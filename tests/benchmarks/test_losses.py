@@ -70,6 +70,7 @@ def test_rows_become_a_table_and_a_picture(tmp_path):
     assert "differentiated ring" in (tmp_path / "memory.svg").read_text()
 
 
+@pytest.mark.full
 def test_what_a_dense_program_needs_is_found():
     """At least the logits of one device's rows, in f32."""
     rows = {row["variant"]: row for row in benchmark.compiled("cpu:4", 512, 16) if row["loss"] == "sigmoid"}

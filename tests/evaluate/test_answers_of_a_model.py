@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from tests.evaluate.toy import Source
 from vlm_jax import partition

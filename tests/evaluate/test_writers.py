@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from vlm_jax import partition
 from vlm_jax.data.image import ImageTransform

@@ -46,6 +46,7 @@ def script(*words: str) -> str:
     return rendered(["slurm", "--topology=h100:2", f"--python={sys.executable}", *words]).files["slurm.sh"]
 
 
+@pytest.mark.full
 def test_it_trains_saves_before_the_time_is_up_and_goes_on(tmp_path):
     srun(tmp_path)
     stand_in(tmp_path, "scontrol")

@@ -21,6 +21,7 @@ from . import writers
 
 KINDS = ("llava", "fuyu", "eve", "chat", "documents")
 SEEING = ("llava", "fuyu", "eve")
+SOME = [kind if kind in ("llava", "chat") else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
 PICTURES = [Shapes(size=4, split="val")[k]["image"] for k in range(4)]
 PROMPTS = ["how many?", "what colour is the circle?", "is it red?"]
 
@@ -70,7 +71,7 @@ def record(prompt, *images):
     return {"messages": [{"role": "user", "content": parts}], "images": images}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME)
 def test_a_batch_is_what_each_prompt_gets_alone_without_a_cache(models, kind):
     model = models(kind)
     images = PICTURES[:3] if kind in SEEING else None
@@ -82,7 +83,7 @@ def test_a_batch_is_what_each_prompt_gets_alone_without_a_cache(models, kind):
     assert isinstance(one, str) and one == found[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOME)
 def test_scores_are_sums_of_log_probabilities(models, kind):
     model = models(kind)
     images = PICTURES[:1] if kind in SEEING else []

@@ -254,6 +254,7 @@ def test_towers_without_their_tokenizer(monkeypatch):
     np.testing.assert_array_equal(given.tokens("ab"), [[101, 102, *[1] * 6]])
 
 
+@pytest.mark.full
 def test_images_at_their_own_aspect_ratio(monkeypatch):
     model = imported(True, monkeypatch, resize="naflex", patch_size=8, max_patches=12)
     arrays = [np.random.default_rng(i).integers(0, 256, (h, 64, 3), np.uint8) for i, h in enumerate((16, 64, 200))]

@@ -132,6 +132,7 @@ def test_scalars_may_come_from_inside_the_map(pairs, loss):
     pairs.assert_close(got, (want, want_gradients))
 
 
+@pytest.mark.full
 def test_an_axis_of_one_device_may_be_left_out_of_the_specs(pairs, loss):
     f, twin, start = loss
     image, text, *_ = pairs.random_pairs(16, 8)

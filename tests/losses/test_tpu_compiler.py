@@ -58,6 +58,7 @@ def test_sigmoid_of_small_local_batches(tpu):
     assert hlo.read(program).cycles <= 3 * floor("v5e", 2**15, 256, products=3)
 
 
+@pytest.mark.full
 def test_infonce(tpu):
     """Dense, it takes 1,120 MiB."""
     program = compiled(infonce_loss, tpu("v6e:16x16"), 2**17, scalars=1)

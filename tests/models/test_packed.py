@@ -58,7 +58,7 @@ def close(one, other):
         {},
         {"posemb": "factorised"},
         pytest.param({"posemb": "sincos2d", "pool": "gap"}, marks=pytest.mark.full),
-        {"posemb": "factorised", "pool": "gap", "pre_norm": True, "scan": True},
+        pytest.param({"posemb": "factorised", "pool": "gap", "pre_norm": True, "scan": True}, marks=pytest.mark.full),
         pytest.param({"remat": "attention"}, marks=pytest.mark.full),
     ],
 )
@@ -128,6 +128,7 @@ def test_packed_texts_are_as_alone(parameters, changes):
     close(got_params, want_params)
 
 
+@pytest.mark.full
 def test_padding_and_missing_segments_pass_no_nan(parameters):
     params = parameters(IMAGE)
     arrays = [np.zeros_like(array) for array in packed_images()]
@@ -144,6 +145,7 @@ def test_bf16_is_near_f32(parameters):
     assert np.abs(got.astype(np.float32) - want).max() < 0.05 * np.abs(want).max()
 
 
+@pytest.mark.full
 def test_uint8_patches_are_normalised_as_images_are(parameters):
     model = TwoTower(image=IMAGE, text=TEXT, image_mean=(0.1, 0.4, 0.6), image_std=(0.2, 0.3, 0.5))
     variables = parameters(model)

@@ -89,6 +89,7 @@ def test_tensor_sums_twice_a_block_forward_and_twice_backward():
     assert not [shapes for shapes, kind in messages if kind != "all-reduce" and re.search(r"\[4,[46],", shapes)]
 
 
+@pytest.mark.full
 def test_what_dinov2_has_equals_one_device_too():
     """SwiGLU, whose two branches are columns of one matrix, LayerScale and registers."""
     tower = ViT(**SHAPE, patch_size=4, image_size=8, pool="cls", activation="swiglu", layer_scale=0.5, registers=2,

@@ -46,6 +46,7 @@ def check_same(folder, name, rows, tmp_path):
     print(f"{name}, {count} processes: parameters after a step {apart:.1e} apart, losses of 20 steps {losses:.1e}")
 
 
+@pytest.mark.full
 def test_two_processes_equal_one(launch, tmp_path):
     """One test for both meshes, since the two share their processes."""
     launch(2, "tests.multi.layouts", str(tmp_path), "tensor", "scattered").done()

@@ -15,6 +15,7 @@ FORMULAS = {
     "gelu": [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in X],
     "gelu_tanh": [x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2 for x in X],
     "quick_gelu": [x / (1 + math.exp(-1.702 * x)) for x in X],
+    "squared_relu": [max(x, 0) ** 2 for x in X],
 }
 
 

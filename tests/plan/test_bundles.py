@@ -66,6 +66,7 @@ def test_without_the_compiler_there_are_none(cache, monkeypatch):
     assert bundles.cycles_of(calls(8), "v5e") == {}
 
 
+@pytest.mark.full
 def test_cycles_grow_with_the_batch(cache, monkeypatch):
     """And the second time they are read, not compiled."""
     pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")

@@ -78,6 +78,7 @@ def gradients(task, batch, devices, microbatches=1):
         return jax.device_get((found.loss, found.metrics, found.grads))
 
 
+@pytest.mark.full
 def test_the_loss_is_that_of_the_pairs_one_by_one():
     batch, model = packed_batch(), variables()
     images, texts = [], []

@@ -131,8 +131,8 @@ def expected():
 
 
 CASES = [
-    pytest.param(Layout(), 1, 1, id="one", marks=pytest.mark.full),
-    pytest.param(Layout(), 2, 2, id="microbatches"),
+    pytest.param(Layout(), 1, 1, id="one"),
+    pytest.param(Layout(), 2, 2, id="microbatches", marks=pytest.mark.full),
     pytest.param(Layout(data=2, fsdp=2, tensor=2, min_size=1), 8, 1, id="mesh", marks=pytest.mark.full),
 ]
 

@@ -76,6 +76,7 @@ def test_attention(tpu, topology, batch, time, width, num_heads, options):
     assert kernels(program) == both("attention_{}" + name)
 
 
+@pytest.mark.full
 def test_long_packed_sequences(tpu):
     """Splash attention on each of several devices, and nothing that has a place for every pair of tokens."""
     time, width = 2048, 768
