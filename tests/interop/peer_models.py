@@ -94,7 +94,16 @@ def channels_first(image):
     return peers.torch().tensor(image.transpose(0, 3, 1, 2))
 
 
-def assert_close(ours, theirs, name, tolerance=1e-5):
-    """|ours - theirs| <= tolerance (|theirs| + the largest |theirs|)."""
+def assert_close(ours, theirs, name, tolerance=1e-5, size=0.0):
+    """|ours - theirs| <= tolerance (|theirs| + the largest of |theirs| and `size`)."""
     theirs = np.asarray(theirs)
-    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max(), err_msg=name)
+    atol = tolerance * max(np.abs(theirs).max(), size)
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=atol, err_msg=name)
+
+
+def assert_gradients(ours, theirs, terms=0.0):
+    """A scalar's gradient is a sum in which terms of either sign cancel: held against the sum of their sizes."""
+    ours = tree.flatten(ours)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        assert_close(gradient, theirs[name], f"gradient of {name}", size=0.0 if np.ndim(gradient) else terms)

@@ -16,7 +16,7 @@ from vlm_jax.models.vit import ViT
 
 from ..parity import peers
 from . import peer_models as small
-from .peer_models import BATCH, IMAGE, LENGTH, VISION, VOCAB, WIDTH, assert_close
+from .peer_models import BATCH, IMAGE, LENGTH, VISION, VOCAB, WIDTH, assert_close, assert_gradients
 
 DECODER = {"d_model": 24, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 40}
 DECODER |= {"vocab_size": VOCAB, "max_position_embeddings": LENGTH, "cross_attention_hidden_size": WIDTH}
@@ -56,10 +56,7 @@ def test_logits_and_gradients(embed_norm, tmp_path):
     (_, (tokens, logits)), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
     assert_close(tokens, out.encoder_last_hidden_state.detach(), "tokens")
     assert_close(logits, out.logits.detach(), "logits")
-    gradients = tree.flatten(gradients)
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        assert_close(gradient, expected[name], f"gradient of {name}")
+    assert_gradients(gradients, expected)
 
 
 def test_import_and_export(tmp_path):

@@ -14,7 +14,7 @@ from vlm_jax.interop import language, names
 
 from ..parity import peers
 from . import peer_models as small
-from .peer_models import assert_close
+from .peer_models import assert_close, assert_gradients
 
 SIZES = small.SIZES | {"vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 2}
 TEXT = np.random.default_rng(0).integers(3, 50, (3, 9)).astype(np.int32)
@@ -55,8 +55,7 @@ def test_logits_and_gradients(kind, tmp_path):
 
     (_, logits), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
     assert_close(logits, out.detach(), "logits")
-    for name, value in tree.flatten(gradient).items():
-        assert_close(value, expected[name], f"gradient of {name}")
+    assert_gradients(gradient, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

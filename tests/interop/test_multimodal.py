@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from vlm_jax import config as configs
-from vlm_jax import interop, tree
+from vlm_jax import interop
 from vlm_jax.errors import UserError
 from vlm_jax.interop import hugging_face
 
 from ..parity import peers
 from . import peer_models as small
-from .peer_models import assert_close
+from .peer_models import assert_close, assert_gradients
 
 IMAGE_ID, VOCAB, ROWS, LENGTH = 58, 60, 2, 24
 NEWLINE = VOCAB - 1  # as a vocabulary that ends before Fuyu's newline is imported
@@ -62,8 +62,7 @@ def compare(theirs, batch, folder, **inputs):
 
     (_, logits), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
     assert_close(logits, out.detach(), "logits")
-    for name, value in tree.flatten(gradient).items():
-        assert_close(value, expected[name], f"gradient of {name}")
+    assert_gradients(gradient, expected)
 
 
 def text_with_images(*begins, places):
