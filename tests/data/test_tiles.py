@@ -110,6 +110,7 @@ def test_they_are_bound_in_a_config():
         ({"grids": ((1, 0),)}, "pairs"),
         ({"interpolation": "cubic"}, "did you mean 'bicubic'"),
         ({"fill": (1, 2)}, "red, green and blue"),
+        ({"convention": "openclip"}, "did you mean 'open_clip'"),
     ],
 )
 def test_mistakes_are_named(options, message):

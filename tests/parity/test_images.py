@@ -140,6 +140,17 @@ def test_tiles_are_those_of_llava_next():
         np.testing.assert_array_equal(tiled.tiles, theirs.transpose(0, 2, 3, 1))
 
 
+def test_tiles_are_those_of_llava_next_s_torch_processor():
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": 32, "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+    make = peers.transformers().LlavaNextImageProcessor(**sizes, do_rescale=False, do_normalize=False, do_pad=False)
+    tiles = Tiles(32, ((1, 2), (2, 1), (2, 2)), fill=(0, 0, 0), convention="transformers")
+    for size in (*SIZES, (64, 64), (33, 100)):
+        image = picture(*size).clip(80, 175)
+        theirs = np.asarray(make(Image.fromarray(image), return_tensors="np")["pixel_values"][0])
+        difference = np.abs(tiles(image).tiles.astype(int) - theirs.transpose(0, 2, 3, 1))
+        assert difference.max() <= 1
+
+
 def test_grids_are_chosen_as_llava_next_does():
     peers.transformers()
     from transformers.image_processing_utils import select_best_resolution

@@ -1,4 +1,4 @@
-"""Images among the tokens of a conversation: at one size, or as the patches of their own aspect ratio."""
+"""Images among the tokens of a conversation: at one size, as tiles, or as the patches of their own aspect ratio."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from jaxtyping import UInt8
 from vlm_jax.data.image import ImageTransform, open_image
 from vlm_jax.data.packing import NativeTransform, fit, native_transform, patchify
 from vlm_jax.data.resize import resize
+from vlm_jax.data.tiles import GRIDS, Box, Grid, Tiled, Tiles, TileTransform, best_grid, unpadded
 from vlm_jax.errors import UserError
 
 Spec = dict[str, tuple[tuple[int, ...], str]]
 Pixels = UInt8[np.ndarray, "h w 3"]
-Augment = Callable[..., Pixels]  # `augment` of what `transform` or `plain` gives
+Picture = Pixels | Tiled  # what `decode_resize` of `transform` or `plain` gives
+Augment = Callable[..., Picture]  # and its `augment`
 Draws = np.random.Generator | None  # None: nothing is varied
 
 
 class Size(NamedTuple):
-    """What an image takes of a row: places among its tokens, and patches of its patches."""
+    """What an image takes of a row: places among its tokens, and patches of its patches, or tiles of its tiles."""
 
     places: int
     patches: int = 0
@@ -90,6 +92,92 @@ class FixedImages:
         """Puts image `number`, counted from 1, into the arrays of a row."""
         row["image"][number - 1] = augment(image, rng)
         row["image_mask"][number - 1] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TiledImages:
+    """Images at any resolution, for models that have an encoder for tiles of `ImageTransform.size`: LLaVA-NeXT.
+
+    An image becomes a thumbnail and the tiles of the grid in which most of its pixels are kept, see `data.tiles.Tiles`.
+    It takes `side * side` places for the tokens of the thumbnail, then `r * (c + 1)`: row by row of the image the c
+    tokens of whatever tiles, without those that show padding alone, and one place that ends the row.
+
+    Attributes:
+      count: images of a row, at most.
+      tiles: of all images of a row, thumbnails among them.
+      side: rows and columns of the tokens of a tile, as many as the model has.
+      grids: (rows, columns) of tiles that an image may become, in order of preference where two are equally good.
+    """
+
+    count: int = 1
+    tiles: int = 5
+    side: int = 24
+    grids: tuple[Grid, ...] = GRIDS
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises: UserError for numbers that are none, or an image that no row has room for."""
+        for name in ("count", "tiles", "side"):
+            if getattr(self, name) < 1:
+                raise UserError(f"TiledImages.{name}={getattr(self, name)} must be at least 1.")
+        if (most := Tiles(grids=self.grids).most) > self.tiles:
+            raise UserError(f"TiledImages.tiles={self.tiles} is less than the {most} of one image; raise it.")
+
+    @property
+    def places(self) -> int:
+        """Places of a large square image."""
+        h = w = self.side * max(map(max, self.grids))
+        return self._places(unpadded(h, w, best_grid(h, w, self.grids, self.side), self.side))
+
+    @property
+    def patches(self) -> int:
+        """What `Size.patches` counts: tiles."""
+        return self.tiles
+
+    def spec(self, size: int) -> Spec:
+        """Shape of one row and type of each array.
+
+        `image` are the tiles of its images one after another, each image's thumbnail first, and `image_mask` says which
+        of them there are; `tile_grids` are rows and columns of each image's other tiles, and `tile_boxes` where on
+        their tokens it lies: x0, y0, x1, y1.
+        """
+        return {
+            "image": ((self.tiles, size, size, 3), "uint8"),
+            "image_mask": ((self.tiles,), "bool"),
+            "tile_grids": ((self.count, 2), "int32"),
+            "tile_boxes": ((self.count, 4), "int32"),
+        }
+
+    def box(self, image: Tiled) -> Box:
+        """Where it lies on the tokens of its tiles."""
+        return unpadded(*image.size, image.grid, self.side)
+
+    def _places(self, box: Box) -> int:
+        x0, y0, x1, y1 = box
+        return self.side**2 + (y1 - y0) * (x1 - x0 + 1)
+
+    def size(self, image: Tiled) -> Size:
+        """What an image takes that `transform` has read."""
+        return Size(self._places(self.box(image)), len(image.tiles))
+
+    def transform(self, image: ImageTransform) -> TileTransform:
+        """What reads images in place of `image`. Raises: UserError where `image` varies them."""
+        options = {name: getattr(image, name) for name in ("size", "interpolation", "fill", "convention")}
+        return Tiles(grids=self.grids, **options).transform(image)
+
+    def plain(self, image: ImageTransform) -> TileTransform:
+        """What reads images for evaluation, which is the same."""
+        return self.transform(image)
+
+    def write(self, row: dict[str, np.ndarray], number: int, image: Tiled, augment: Augment, rng: Draws) -> None:
+        """Puts image `number`, counted from 1, into the arrays of a row, behind those before it."""
+        image = augment(image, rng)
+        start = int(row["image_mask"].sum())
+        place = slice(start, start + len(image.tiles))
+        row["image"][place], row["image_mask"][place] = image.tiles, True
+        row["tile_grids"][number - 1], row["tile_boxes"][number - 1] = image.grid, self.box(image)
 
 
 @dataclasses.dataclass(frozen=True)

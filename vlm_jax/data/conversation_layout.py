@@ -14,7 +14,7 @@ from vlm_jax.data.conversation_images import Size
 
 
 class Room(NamedTuple):
-    """What a row has, or a conversation takes of it."""
+    """What a row has, or a conversation takes of it; `patches` as `Size` has them."""
 
     tokens: int
     images: int
@@ -88,12 +88,12 @@ def lay(pieces: Sequence[Piece], sizes: Sequence[Size], room: Room, pad_id: int)
     return Laid(np.array(tokens, np.int32), learnt, np.array(image_ids, np.int32), tuple(patches)), whole
 
 
-def too_long(pieces: Sequence[Piece], sizes: Sequence[Size], room: Room) -> str:
-    """What a conversation takes, and the room that there is."""
+def too_long(pieces: Sequence[Piece], sizes: Sequence[Size], room: Room, unit: str = "patches") -> str:
+    """What a conversation takes, and the room that there is; `unit` is what `Size.patches` counts."""
     places = sum(size.places for size in sizes) + sum(len(piece.tokens or ()) for piece in pieces)
     takes, has = [f"{places} tokens"], [f"{room.tokens}"]
     if sizes:
         takes, has = [*takes, f"{len(sizes)} images"], [*has, f"{room.images}"]
     if patches := sum(size.patches for size in sizes):
-        takes, has = [*takes, f"{patches} patches"], [*has, f"{room.patches}"]
+        takes, has = [*takes, f"{patches} {unit}"], [*has, f"{room.patches}"]
     return f"it takes {', '.join(takes)}, and a row has room for {', '.join(has)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vlm_jax.data.conversation_images import Pixels
+from vlm_jax.data.conversation_images import Picture
 from vlm_jax.data.conversation_layout import Laid
 from vlm_jax.data.conversations import Conversations, images_of, pair
 from vlm_jax.data.errors import UnreadableImage, UnreadableRecord
@@ -17,7 +17,7 @@ from vlm_jax.errors import UserError
 class Conversation:
     """A record as it is before it is put into a row: decoded images, and its turns, or of a pair the captions."""
 
-    images: tuple[Pixels, ...]
+    images: tuple[Picture, ...]
     laid: Laid | None = None
     captions: tuple[str, ...] = ()
 
@@ -52,7 +52,7 @@ class ConversationReader(Reader):
         except (UnreadableImage, UnreadableText) as error:
             raise UnreadableRecord(self.source.name, str(record.get("key", index)), str(error)) from error
 
-    def _captions(self, record: dict, images: tuple[Pixels, ...]) -> tuple[str, ...]:
+    def _captions(self, record: dict, images: tuple[Picture, ...]) -> tuple[str, ...]:
         """Those that can be answers. Raises: UnreadableText where none can."""
         label = -1 if record.get("label") is None else int(record["label"])
         kept, first = [], None

@@ -10,7 +10,16 @@ import numpy as np
 
 from vlm_jax.data.chat import Chat, Piece
 from vlm_jax.data.chat_template import Message, Template, template_of
-from vlm_jax.data.conversation_images import Augment, Draws, FixedImages, NativeImages, Pixels, PlainTransform, Size
+from vlm_jax.data.conversation_images import (
+    Augment,
+    Draws,
+    FixedImages,
+    NativeImages,
+    Picture,
+    PlainTransform,
+    Size,
+    TiledImages,
+)
 from vlm_jax.data.conversation_layout import Laid, Room, lay, too_long
 from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.data.image import ImageTransform
@@ -35,7 +44,7 @@ class Conversations:
     Attributes:
       template: name of a chat template, "plain" | "vicuna" | "llama2" | "chatml" | "smollm", or one of your own.
       system: the system text of conversations without one, in place of the template's; "" for none.
-      images: `FixedImages`, `NativeImages`, or None where no conversation has any.
+      images: `FixedImages`, `TiledImages`, `NativeImages`, or None where no conversation has any.
       examples, rows: conversations of a window, and rows that they become. Rows are prepared by window: the batch must
         be a multiple of `rows`, and the rows of a process should be, or windows are decoded more than once.
       per_row: conversations of a row, at most.
@@ -48,7 +57,7 @@ class Conversations:
 
     template: str | Template = "plain"
     system: str | None = None
-    images: FixedImages | NativeImages | None = FixedImages()
+    images: FixedImages | TiledImages | NativeImages | None = FixedImages()
     examples: int = 1
     rows: int = 1
     per_row: int = 1
@@ -97,7 +106,7 @@ class Conversations:
         return image if self.images is None else self.images.transform(image)
 
     def spec(self, size: int, length: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape of one row and type of each array; those of images are of `FixedImages.spec` or `NativeImages.spec`.
+        """Shape of one row and type of each array; those of images are `images.spec`'s.
 
         `text_segment_ids` are 1, 2, ... for the conversations of a row, places of images among them, and 0 for padding.
         `target_mask` says which tokens are learnt, each from those before it. `text_image_ids` is n at the places in
@@ -127,8 +136,12 @@ class Conversations:
         images = self.images
         return Room(text.length, 0 if images is None else images.count, 0 if images is None else images.patches)
 
+    @property
+    def _unit(self) -> str:
+        return "tiles" if isinstance(self.images, TiledImages) else "patches"
+
     def laid(
-        self, messages: Sequence[Message], images: Sequence[Pixels], text: Text, *, overlong: str | None = None
+        self, messages: Sequence[Message], images: Sequence[Picture], text: Text, *, overlong: str | None = None
     ) -> Laid:
         """Turns from the begin of a row on; they end with the last answer, or with the row.
 
@@ -144,14 +157,14 @@ class Conversations:
             raise UnreadableText("it has no answer, so that there is nothing to learn")
         laid, whole = lay(pieces, sizes, self.room(text), text.pad_id)
         if not whole and (overlong or self.overlong) == "leave_out":
-            raise UnreadableText(too_long(pieces, sizes, self.room(text)))
+            raise UnreadableText(too_long(pieces, sizes, self.room(text), self._unit))
         laid = laid.until_last_answer()
         if not laid.targets.any():
             raise UnreadableText(f"no answer begins within a row of {text.length} tokens")
         return laid
 
     def _pieces(
-        self, messages: Sequence[Message], images: Sequence[Pixels], text: Text, prompt: bool = False
+        self, messages: Sequence[Message], images: Sequence[Picture], text: Text, prompt: bool = False
     ) -> tuple[list[Piece], list[Size]]:
         """Tokens and images, and the sizes of these. Raises: UnreadableText."""
         if images and self.images is None:
@@ -166,7 +179,7 @@ class Conversations:
         return [np.flatnonzero(rows == row).tolist() for row in range(self.rows)]
 
     def write(
-        self, row: dict[str, np.ndarray], laid: Laid, images: Sequence[Pixels], augment: Augment, rng: Draws = None
+        self, row: dict[str, np.ndarray], laid: Laid, images: Sequence[Picture], augment: Augment, rng: Draws = None
     ) -> None:
         """Puts a conversation into the arrays of a row, behind those before it.
 
@@ -188,13 +201,15 @@ class Conversations:
         """Of a batch of numpy or jax arrays: how full it is, and how many conversations were left out of it.
 
         `packing/conversations` and `packing/targets` (tokens that are learnt) are counts, `packing/left_out` too;
-        `packing/text_fill` and, of native images, `packing/image_fill` are fractions of the places that there are.
+        `packing/text_fill` and, of native images and tiles, `packing/image_fill` are fractions of the places there are.
         """
         segments = batch["text_segment_ids"]
         conversations = segments.max(axis=1).sum()
         fill = {"packing/text_fill": (segments > 0).mean()}
         if isinstance(self.images, NativeImages):
             fill["packing/image_fill"] = (batch["image_segment_ids"] > 0).mean()
+        if isinstance(self.images, TiledImages):
+            fill["packing/image_fill"] = batch["image_mask"].mean()
         return {
             "packing/conversations": conversations,
             "packing/left_out": segments.shape[0] // self.rows * self.examples - conversations,
@@ -238,7 +253,7 @@ class Conversations:
                 pieces, sizes = self._pieces(messages, images, text, prompt)
                 laid, whole = lay(pieces, sizes, self.room(text), text.pad_id)
                 if not whole:
-                    raise UnreadableText(too_long(pieces, sizes, self.room(text)))
+                    raise UnreadableText(too_long(pieces, sizes, self.room(text), self._unit))
                 if not (prompt or laid.targets.any()):
                     raise UnreadableText("it has no answer to be scored")
                 self.write(row, laid if prompt else laid.last_answer(), images, transform.augment)

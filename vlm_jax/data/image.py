@@ -237,7 +237,7 @@ class ImageTransform:
         """The random part, of what `decode_resize` returned."""
         if self.random_resized_crop is not None:
             box = self._draw_box(*array.shape[:2], rng)
-            array = self._resized(open_image(array, None), (self.size, self.size), box)
+            array = self.resized(open_image(array, None), (self.size, self.size), box)
         if self.pad_crop:
             pad = self.pad_crop
             padded = np.pad(array, ((pad, pad), (pad, pad), (0, 0)))
@@ -269,11 +269,11 @@ class ImageTransform:
         w, h = image.size
         if self.resize == "naflex":
             rows, cols = naflex.grid(h, w, self.patch_size, self.max_patches)
-            return self._resized(image, (cols * self.patch_size, rows * self.patch_size))
+            return self.resized(image, (cols * self.patch_size, rows * self.patch_size))
         if self.resize == "crop" and max(w, h) > LONGEST_STRIP * min(w, h):  # or what is cut away could fill the memory
             x, y = max(0, w - LONGEST_STRIP * h) // 2, max(0, h - LONGEST_STRIP * w) // 2
             image = image.crop((x, y, w - x, h - y))
-        return self._middle(self._resized(image, self._scaled(*image.size, target)))
+        return self._middle(self.resized(image, self._scaled(*image.size, target)))
 
     def _scaled(self, w: int, h: int, target: int) -> tuple[int, int]:
         """Width and height to resize to, rounded as each protocol does."""
@@ -297,7 +297,8 @@ class ImageTransform:
         canvas[y : y + h, x : x + w] = array
         return canvas
 
-    def _resized(self, image, size: tuple[int, int], box=None) -> UInt8[np.ndarray, "height width 3"]:
+    def resized(self, image, size: tuple[int, int], box=None) -> UInt8[np.ndarray, "height width 3"]:
+        """A `PIL.Image` that `open_image` gave by this convention, or what lies in a box of it, at (width, height)."""
         from PIL import Image
 
         if self.rules.resample == "float":

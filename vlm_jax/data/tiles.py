@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from vlm_jax.data import conventions
 from vlm_jax.data.augment import GREY
 from vlm_jax.data.image import ImageTransform, open_image
 from vlm_jax.data.resize import INTERPOLATIONS, Interpolation
 from vlm_jax.errors import UserError, closest
 
 Grid = tuple[int, int]  # rows, columns
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1
+GRIDS: tuple[Grid, ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-NeXT's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Tiled:
       tiles: the thumbnail, where there is one, then the tiles of the grid, row by row.
       grid: rows and columns.
       box: (x0, y0, x1, y1) of the image on the canvas of all tiles, in pixels; around it is padding.
+      size: height and width of the image before it was resized.
     """
 
     tiles: UInt8[np.ndarray, "n size size 3"]
     grid: Grid
-    box: tuple[int, int, int, int]
+    box: Box
+    size: tuple[int, int]
 
     @property
     def canvas(self) -> UInt8[np.ndarray, "rows*size columns*size 3"]:
@@ -51,13 +56,15 @@ class Tiles:
       interpolation: as in `data.image.ImageTransform`.
       fill: colour of padding.
       thumbnail: put the whole image first, squashed to one tile.
+      convention: whose rules hold for everything else, as in `data.image.ImageTransform`.
     """
 
     size: int = 336
-    grids: tuple[Grid, ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    grids: tuple[Grid, ...] = GRIDS
     interpolation: Interpolation = "bicubic"
     fill: tuple[int, int, int] = (GREY, GREY, GREY)
     thumbnail: bool = True
+    convention: conventions.Name = "vlm_jax"
 
     def __post_init__(self):
         self.validate()
@@ -74,6 +81,12 @@ class Tiles:
             )
         if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
             raise UserError(f"Tiles.fill={self.fill}: wanted are red, green and blue, 0 to 255.")
+        _ = self._plain
+
+    @property
+    def _plain(self) -> ImageTransform:
+        """What resizes. Raises: UserError for a convention that is none, or that has not this interpolation."""
+        return ImageTransform(self.size, interpolation=self.interpolation, convention=self.convention)
 
     @property
     def most(self) -> int:
@@ -82,21 +95,19 @@ class Tiles:
 
     def __call__(self, image) -> Tiled:
         """Tiles of bytes, a uint8 array [h, w], [h, w, 1 | 3 | 4], or a `PIL.Image`. Raises: UnreadableImage."""
-        from PIL import Image
-
-        image = open_image(image, None)
-        resample = Image.Resampling[self.interpolation.upper()]
+        plain = self._plain
+        image = open_image(image, None, convention=plain.rules)
         rows, columns = grid = best_grid(image.height, image.width, self.grids, self.size)
         height, width = rows * self.size, columns * self.size
         h, w = fitted(image.height, image.width, height, width)
         y, x = (height - h) // 2, (width - w) // 2
         canvas = np.full((height, width, 3), self.fill, np.uint8)
-        canvas[y : y + h, x : x + w] = image.resize((w, h), resample)
+        canvas[y : y + h, x : x + w] = plain.resized(image, (w, h))
         tiles = split(canvas, grid)
         if self.thumbnail:
-            whole = np.asarray(image.resize((self.size, self.size), resample))
+            whole = plain.resized(image, (self.size, self.size))
             tiles = np.concatenate([whole[None], tiles])
-        return Tiled(tiles, grid, (x, y, x + w, y + h))
+        return Tiled(tiles, grid, (x, y, x + w, y + h), (image.height, image.width))
 
     def transform(self, image: ImageTransform) -> TileTransform:
         """What reads images in place of `image`.
@@ -153,6 +164,21 @@ def fitted(h: int, w: int, height: int, width: int) -> tuple[int, int]:
     if width / w < height / h:
         return min(math.ceil(h * (width / w)), height), width
     return height, min(math.ceil(w * (height / h)), width)
+
+
+def unpadded(h: int, w: int, grid: Grid, side: int) -> Box:
+    """Where an image of h x w lies on the tokens of a grid of tiles, `side` x `side` of each.
+
+    Rows or columns of tokens that show padding alone are left out, as many on one side as on the other: one of them
+    may stay, as in LLaVA-NeXT.
+    """
+    height, width = grid[0] * side, grid[1] * side
+    x = y = 0
+    if w * height > width * h:
+        y = (height - h * width // w) // 2
+    else:
+        x = (width - w * height // h) // 2
+    return x, y, width - x, height - y
 
 
 def split(canvas: UInt8[np.ndarray, "height width 3"], grid: Grid) -> UInt8[np.ndarray, "rows*columns h w 3"]:

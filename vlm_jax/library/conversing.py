@@ -185,14 +185,15 @@ class ConversationModel:
         if own is None or images <= own.count:
             return self.conversations, self.network
         factor = power_of_two(-(-images // own.count))
-        more = {"count": own.count * factor} | ({"patches": own.patches * factor} if own.patches else {})
+        room = {field.name for field in dataclasses.fields(own)} & {"count", "patches", "tiles"}
+        more = {name: getattr(own, name) * factor for name in room}
         conversations = dataclasses.replace(self.conversations, images=dataclasses.replace(own, **more))
         sizes = {"images" if name == "count" else name: value for name, value in more.items()}
         return conversations, dataclasses.replace(self.network, **sizes)
 
     def _task(self, sampling: Sampling, batch: Mapping[str, Any] | None = None) -> LanguageModeling:
         images = 0
-        for name in ("image", "image_grids"):
+        for name in ("image", "image_grids", "tile_grids"):  # the last that there is has one for each image
             if batch is not None and name in batch:
                 images = batch[name].shape[1]
         return LanguageModeling(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from vlm_jax.data.conversation_images import FixedImages, NativeImages
+from vlm_jax.data.conversation_images import FixedImages, NativeImages, TiledImages
 from vlm_jax.data.conversations import Conversations
 from vlm_jax.errors import UserError
 from vlm_jax.generate import Sampling, generate
@@ -30,7 +30,7 @@ class Writer(Protocol):
 
     def init(self, key: Key[Array, ""]) -> Variables: ...
 
-    def check_images(self, images: FixedImages | NativeImages | None) -> None:
+    def check_images(self, images: FixedImages | TiledImages | NativeImages | None) -> None:
         """Raises UserError where it does not take the images that rows hold."""
 
     def batch_spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
