@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vlm_jax.losses import cross_entropy, infonce_loss, sigmoid_loss
+from vlm_jax.losses import codebook, cross_entropy, gumbel_softmax, infonce_loss, nearest_code, sigmoid_loss
 from vlm_jax.plan import hlo
 from vlm_jax.ring import ring_order
 
@@ -67,7 +67,8 @@ def test_infonce(tpu):
     assert "all-gather" not in found.by_kind()
 
 
-@pytest.mark.parametrize("loss, scalars", [pytest.param(sigmoid_loss, 2, marks=pytest.mark.full), (infonce_loss, 1)])
+@pytest.mark.full
+@pytest.mark.parametrize("loss, scalars", [(sigmoid_loss, 2), (infonce_loss, 1)])
 def test_memory_does_not_grow_with_the_number_of_chips(tpu, loss, scalars):
     few, many = (compiled(loss, tpu(name), 512 * n, scalars) for name, n in (("v5e:4x8", 32), ("v5e:16x16", 256)))
     assert few.memory_analysis().temp_size_in_bytes == many.memory_analysis().temp_size_in_bytes
@@ -82,3 +83,58 @@ def test_cross_entropy_over_a_large_vocabulary(tpu, dtype):
     gradients = jax.jit(jax.value_and_grad(cross_entropy, (0, 1)))
     program = gradients.lower(*(jax.ShapeDtypeStruct(*s, sharding=sharding) for s in shapes)).compile()
     assert hlo.read(program).temporaries <= 200 * MIB
+
+
+TOKENS, CODES = 256 * 1024, 16_384  # 256 images of 1024 tokens: distances, or weights, of all pairs would be 16 GiB
+FEW_TOKENS, FEW_CODES = TOKENS // 16, CODES // 4  # 256 MiB, more than a chip's vector memory holds
+
+
+def temporaries(f, device, *shapes) -> int:
+    sharding = NamedSharding(Mesh(np.array(device), ("data",)), P())
+    arguments = (jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes)
+    return hlo.read(jax.jit(f).lower(*arguments).compile()).temporaries
+
+
+@pytest.mark.parametrize(
+    "tokens, codes, bound",
+    [pytest.param(TOKENS, CODES, 300 * MIB, marks=pytest.mark.full), (FEW_TOKENS, FEW_CODES, 16 * MIB)],
+)
+def test_nearest_code(tpu, tokens, codes, bound):
+    shapes = ((tokens, 256), jnp.float32), ((codes, 256), jnp.float32)
+    assert temporaries(nearest_code, tpu("v5e:1x1"), *shapes) <= bound
+
+
+@pytest.mark.full
+def test_codebook_update(tpu):
+    def update(embedding, count, z, codes):
+        return codebook.update({"embedding": embedding, "count": count, "sum": embedding}, z, codes)
+
+    shapes = ((CODES, 256), jnp.float32), ((CODES,), jnp.float32), ((TOKENS, 256), jnp.float32), ((TOKENS,), jnp.int32)
+    assert temporaries(update, tpu("v5e:1x1"), *shapes) <= 300 * MIB
+
+
+def gumbel_softmax_and_gradients(tpu, tokens: int, codes: int, **options) -> int:
+    """Temporaries. A small tile compiles fast, and takes as many rounds."""
+
+    def forward_and_backward(hidden, head, bias, codebook, temperature, key, d_vectors, d_kl):
+        def relaxed(*arguments):
+            found = gumbel_softmax(*arguments, jax.random.wrap_key_data(key), **options)
+            return (found.vectors, found.kl), found.codes
+
+        found, pullback, codes = jax.vjp(relaxed, hidden, head, bias, codebook, temperature, has_aux=True)
+        return found, codes, pullback((d_vectors, d_kl))
+
+    shapes = [((tokens, 256), jnp.bfloat16), ((codes, 256), jnp.float32), ((codes,), jnp.float32)]
+    shapes += [((codes, 128), jnp.float32), ((), jnp.float32), ((2,), jnp.uint32)]
+    shapes += [((tokens, 128), jnp.bfloat16), ((tokens,), jnp.float32)]
+    return temporaries(forward_and_backward, tpu("v5e:1x1"), *shapes)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("hard", [False, True])
+def test_gumbel_softmax_with_its_gradients(tpu, hard):
+    assert gumbel_softmax_and_gradients(tpu, TOKENS, CODES, hard=hard) <= 300 * MIB
+
+
+def test_gumbel_softmax_of_fewer_tokens_and_codes(tpu):
+    assert gumbel_softmax_and_gradients(tpu, FEW_TOKENS, FEW_CODES, tile=(128, 256)) <= 16 * MIB

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .inputs import check_axes, vary, varying, wide
-from .labels import product, where_counts, zeros
+from .labels import cast_tile, product, where_counts, zeros
 from .tiles import LSE_OR_SUM, SUM, Fold, over_tiles
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _backward(static, kept, cotangents):
         if static.soft_cap is not None:
             g *= 1 - (logits / static.soft_cap) ** 2
         g = where_counts(pairs, g).astype(x.dtype)
-        return product("nv,vd->nd", g, _cast_tile(columns["x"], x.dtype)), product("nv,nd->vd", g, x)
+        return product("nv,vd->nd", g, cast_tile(columns["x"], x.dtype)), product("nv,nd->vd", g, x)
 
     rows, columns = _sides(*arguments)
     rows |= {"lse": lse, "d_lse": d_lse, "d_label": d_label}
@@ -135,18 +135,10 @@ def _sides(hidden, embedding, labels, counts) -> tuple[dict, dict]:
 def _tile_logits(static: Static, rows, columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Hidden, logits, and which of them are the label's."""
     x = jnp.where(rows["real"][:, None], rows["x"], 0)
-    logits = product("nd,vd->nv", x, _cast_tile(columns["x"], x.dtype))
+    logits = product("nd,vd->nv", x, cast_tile(columns["x"], x.dtype))
     if static.soft_cap is not None:
         logits = static.soft_cap * jnp.tanh(logits / static.soft_cap)
     return x, logits, rows["label"][:, None] == columns["id"][None, :]
-
-
-def _cast_tile(x: jax.Array, dtype) -> jax.Array:
-    """Casts a tile, and not the array that it is of: the TPU compiler would move a mere cast out of the loop."""
-    if x.dtype == dtype:
-        return x
-    one = jax.lax.optimization_barrier(jnp.ones((), x.dtype))
-    return (x * one).astype(dtype)
 
 
 # A tile of the embedding's gradient is summed over the tokens in f32, and kept in the embedding's own type.

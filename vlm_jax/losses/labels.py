@@ -44,6 +44,14 @@ def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x.astype(y.dtype), y, preferred_element_type=wide(y.dtype))
 
 
+def cast_tile(x: jax.Array, dtype) -> jax.Array:
+    """Casts a tile, and not the array that it is of: the TPU compiler would move a mere cast out of the loop."""
+    if x.dtype == dtype:
+        return x
+    one = jax.lax.optimization_barrier(jnp.ones((), x.dtype))
+    return (x * one).astype(dtype)
+
+
 def zeros(like: jax.Array, *shape: int) -> jax.Array:
     """Accumulators for sums over the features `like`, varying over the same axes."""
     return vary(jnp.zeros(shape, wide(like.dtype)), varying(like))

@@ -82,6 +82,32 @@ def cross_entropy(
     return jnp.sum(losses, where=counts) / jnp.maximum(counts.sum(), 1)
 
 
+def nearest_code(z: Float[Array, "tokens dim"], codebook: Float[Array, "codes dim"]) -> Int[Array, "tokens"]:
+    """argmin_k |z - e_k|^2, the first of equally near ones."""
+    return jnp.sum((z[:, None] - codebook[None]) ** 2, axis=-1).argmin(axis=1)
+
+
+def gumbel_softmax(
+    hidden: Float[Array, "tokens dim"],
+    head: Float[Array, "codes dim"],
+    bias: Float[Array, "codes"],
+    codebook: Float[Array, "codes out"],
+    temperature: Float[Array, ""],
+    noise: Float[Array, "tokens codes"],
+    *,
+    hard: bool = False,
+) -> tuple[Float[Array, "tokens out"], Int[Array, "tokens"], Float[Array, "tokens"]]:
+    """Vectors, sampled codes, and KL(softmax(logits) || uniform) of each token, for the given noise."""
+    hidden, head, codebook = (x.astype(jnp.float32) for x in (hidden, head, codebook))
+    logits = jnp.einsum("nd,kd->nk", hidden, head, precision="highest") + bias
+    weights, codes = jax.nn.softmax((logits + noise) / temperature), jnp.argmax(logits + noise, axis=1)
+    if hard:
+        weights += jax.lax.stop_gradient(jax.nn.one_hot(codes, head.shape[0]) - weights)
+    log_q = jax.nn.log_softmax(logits)
+    kl = jnp.sum(jnp.exp(log_q) * (log_q + jnp.log(head.shape[0])), axis=1)
+    return jnp.einsum("nk,ko->no", weights, codebook, precision="highest"), codes, kl
+
+
 def _pairs(image, text, ids, mask):
     """Features in f32 with masked rows zeroed, which pairs are positive [B, B], and which rows count [B]."""
     batch = image.shape[0]
