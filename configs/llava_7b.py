@@ -6,13 +6,16 @@ last but one of CLIP's layers is taken. Chosen here: rows of 4096 tokens hold se
 length (there each has a row of its own, of 2048), on average 4 of both stages; with far longer ones raise `rows` and
 `batch_size`. It starts from published weights (`init_from` of the first stage), and parameters are split over all
 devices.
+
+`tiles` shows images as LLaVA-NeXT does (llava-vl.github.io/blog/2024-01-30-llava-next): a grid of up to four tiles and
+a thumbnail, up to 2928 tokens. Stages, data and rates are those above; rows of 8192 hold 2 conversations on average.
 """
 
-from vlm_jax.configs._decoders import ANSWER, conversations, smoke, task
-from vlm_jax.configs._decoders import VARIANTS as VARIANTS
+from vlm_jax.configs._decoders import ANSWER, VARIANTS, conversations, smoke, task
 
 from vlm_jax.config import bind
 
+VARIANTS = VARIANTS | {"tiles": "images at any resolution, as tiles and a thumbnail"}
 LENGTH = 4096
 IMAGES = 6
 PIXELS = dict(image_mean=(0.48145466, 0.4578275, 0.40821073), image_std=(0.26862954, 0.26130258, 0.27577711))
@@ -22,6 +25,19 @@ def clip_l14(image_size: int, **changes):
     """The image tower of OpenAI's CLIP, without its head."""
     options = dict(activation="quick_gelu", norm_eps=1e-5, patch_bias=False, pre_norm=True, pool="cls", scan=True)
     return bind("models.vit.ViT", size="L", patch_size=14, image_size=image_size, **{**options, **changes})
+
+
+def in_tiles(config, length=2 * LENGTH, rows=64, count=4):
+    """Changes the recipe to images in tiles, of which a row has room for five for each image."""
+    images = bind("data.conversation_images.TiledImages", count=count, tiles=5 * count, side=24)
+    config.image.update(resize="squash", fill=(0, 0, 0))
+    config.batch_size = rows
+    config.conversations.images, config.conversations.rows = images, rows
+    config.text.length = config.task.length = length
+    config.evals.questions.length = length // 2
+    config.task.model.update(images=count, tiles=5 * count)
+    config.task.model.decoder.length = length + ANSWER
+    config.stages.a_projector.update(batch_size=2 * rows, conversations=dict(examples=256, rows=2 * rows))
 
 
 def get_config(variant: str = ""):
@@ -70,6 +86,8 @@ def get_config(variant: str = ""):
             optimizer=dict(freeze=("image/.*",)),
         ),
     )
+    if variant == "tiles":
+        in_tiles(config)
     if small:
         smoke(config, rows=4, image_size=image_size)
     return config

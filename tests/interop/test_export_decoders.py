@@ -113,6 +113,35 @@ def test_llava(tmp_path, capsys):
     np.testing.assert_allclose(own.score(pictures, "how many?", ["one", "two"]), score, rtol=1e-4)
 
 
+@pytest.mark.full
+def test_llava_in_tiles(tmp_path, capsys):
+    """At two aspect ratios: their processor's pixels give the same logits, and are ours but for the rounding."""
+    torch = peers.torch()
+    workdir = writers.conversing(tmp_path / "run", "tiles", LLAVA | {"image.fill": "(0, 0, 0)"})
+    model, variables = exported(workdir, tmp_path / "out", capsys)
+    peer = loaded("AutoModelForImageTextToText", tmp_path / "out")
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(100, 150, (*size, 3)).astype(np.uint8) for size in ((64, 40), (33, 90))]
+    asked = {"messages": [{"role": "user", "content": "a<image>b"}]}
+    own, other = vlm_jax.load(workdir), vlm_jax.load(tmp_path / "out", template="plain")
+    assert other.conversations.images == own.conversations.images
+    processor = peers.transformers().AutoImageProcessor.from_pretrained(tmp_path / "out")
+    for picture in pictures:
+        rows = other.conversations.prompts([asked | {"images": [picture]}], image=other.image, text=other.text)
+        length = rows["text_segment_ids"].sum()
+        rows |= {name: rows[name][:, :length] for name in ("text", "text_image_ids")}
+        shown = processor([picture], return_tensors="pt")
+        with torch.no_grad():
+            theirs = peer(torch.tensor(np.where(rows["text_image_ids"], 2, rows["text"])).long(), **shown).logits
+        pixels, there = shown["pixel_values"].numpy().transpose(0, 1, 3, 4, 2), rows["image_mask"]
+        restored = (pixels * other.image_std + other.image_mean) * 255
+        assert np.abs(restored[0] - rows["image"][there]).max() < 1.01
+        rows["image"] = np.zeros(rows["image"].shape, np.float32)
+        rows["image"][there] = pixels[0]
+        assert_close(logits(model, variables, rows), theirs, "logits")
+    assert own.generate(pictures, "how many?", max_tokens=4) == other.generate(pictures, "how many?", max_tokens=4)
+
+
 def test_fuyu(tmp_path, capsys):
     torch = peers.torch()
     workdir = writers.workdir(tmp_path / "run", "fuyu_tiny", writers.CONVERSING, FUYU)

@@ -23,6 +23,7 @@ KINDS = {
     "llama": ("Llama", {}),
     "llama-head_dim": ("Llama", {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
     "tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 8}),
 }
@@ -40,7 +41,7 @@ def imported(model, folder):
     return configs.build(found.model), jax.tree.map(jnp.asarray, found.params())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.full) if k == "mistral" else k for k in KINDS])
 def test_logits_and_gradients(kind, tmp_path):
     torch = peers.torch()
     peer = theirs(kind)
@@ -80,6 +81,7 @@ def test_round_trip(kind, tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3 does not divide"),
+        ({"model_type": "mistral"}, "sliding_window=4096"),
     ],
 )
 def test_what_is_not_supported(change, message):

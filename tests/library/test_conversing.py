@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vlm_jax
 from vlm_jax.data.sources.shapes import Shapes
@@ -97,6 +98,20 @@ def test_scores_are_sums_of_log_probabilities(models, kind):
         log_p = jax.nn.log_softmax(jnp.asarray(logits))[targets - 1, row["text"][0, targets]]
         np.testing.assert_allclose(score, log_p.sum(), rtol=1e-4)
     assert isinstance(model.score(images[0] if images else None, PROMPTS[0], "red"), float)
+
+
+@pytest.mark.full
+def test_images_in_tiles(models):
+    """Of any aspect ratio, several to a prompt; each counts, and the same picture squashed is another one."""
+    model = models("tiles")
+    wide = np.random.default_rng(0).integers(0, 256, (40, 130, 3)).astype(np.uint8)
+    pictures = [wide, wide.swapaxes(0, 1), PICTURES[0]]
+    listed = model.generate(pictures, PROMPTS[0], max_tokens=3)
+    assert listed == [model.generate(picture, PROMPTS[0], max_tokens=3) for picture in pictures]
+    both = model.score(pictures[:2], "<image><image>same?", "yes")
+    assert both != model.score(pictures[1::-1], "<image><image>same?", "yes")
+    squashed = np.asarray(Image.fromarray(wide).resize((64, 64)))
+    assert model.score(wide, PROMPTS[0], "red") != model.score(squashed, PROMPTS[0], "red")
 
 
 @pytest.mark.parametrize("kind", ["llava", "fuyu"])

@@ -15,6 +15,7 @@ from vlm_jax.overrides import override
 DECODER = {"width": "32", "depth": "2", "mlp_dim": "48", "num_heads": "4", "num_kv_heads": "2", "length": "128"}
 TOWER = {"width": "24", "depth": "1", "mlp_dim": "32", "num_heads": "2", "stem_channels": "()"}
 CONVERSING = {f"task.model.decoder.{k}": v for k, v in DECODER.items()} | {"tokenizer": "bytes", "text.length": "104"}
+ROOMY = {"task.model.decoder.length": "328", "text.length": "304", "task.length": "304"}
 LLAVA = {f"task.model.image.{k}": v for k, v in TOWER.items()}
 EVE = {f"task.model.teacher.image.{k}": v for k, v in TOWER.items()} | {"task.model.width": "16"}
 
@@ -47,10 +48,16 @@ def written(folder: Path, config, *changes: dict) -> Path:
     return folder
 
 
-def conversing(folder: Path, kind: str) -> Path:
-    """LLaVA, Fuyu, EVE with its teacher, a language model of conversations ("chat") or of documents ("documents")."""
+def conversing(folder: Path, kind: str, *changes: dict) -> Path:
+    """LLaVA, at one size or in "tiles", Fuyu, EVE with its teacher, a language model of conversations ("chat") or of
+    documents ("documents")."""
     if kind == "llava":
         return workdir(folder, "llava_tiny", CONVERSING, LLAVA)
+    if kind == "tiles":
+        recipe = configs.load("llava_tiny")
+        recipe.task.model.tiles = 5
+        recipe.conversations.images = configs.bind("data.conversation_images.TiledImages", side=4)
+        return written(folder, recipe, CONVERSING, LLAVA, ROOMY, *changes)
     if kind == "fuyu":
         return workdir(folder, "fuyu_tiny", CONVERSING)
     if kind == "eve":

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError
 from vlm_jax.interop import (
@@ -19,6 +21,7 @@ from vlm_jax.interop import (
     hub,
     hugging_face,
     language,
+    multimodal,
     open_clip,
     open_clip_coca,
     ours,
@@ -27,9 +30,10 @@ from vlm_jax.interop import (
     texts,
 )
 from vlm_jax.interop.imported import Imported as Imported
-from vlm_jax.interop.imported import Source
+from vlm_jax.interop.imported import Source, read_json
 
 OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
+LLAVA = ("llava", multimodal.NEXT)
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -102,7 +106,7 @@ def read(path: str | Path) -> Imported:
         pixels = processing.from_hugging_face(path)
         if not images_alone:
             reads = found.model.get("text") or found.model.decoder
-            read_words = texts.of_language_model if found.family == "llava" else texts.from_hugging_face
+            read_words = texts.of_language_model if found.family in LLAVA else texts.from_hugging_face
             words = read_words(path, reads.length)
     if not images_alone:
         found.model.image_mean, found.model.image_std = pixels.mean, pixels.std
@@ -131,9 +135,18 @@ def _writing(path: Path, found: Source) -> dict[str, Any]:
     if found.family == encoder_decoder.KIND:
         return {"begin_id": chats.begin_id(path)}
     images = None
-    if found.family == "llava":
-        tokens = (found.model.image.image_size // found.model.image.patch_size) ** 2
-        images = bind("data.conversation_images.FixedImages", tokens=tokens)
+    if found.family in LLAVA:
+        images = _images(path, found.model)
     elif found.family not in language.KINDS:
         return {}
     return {"conversations": chats.conversations(path, found.family, images), "sampling": chats.sampling(path)}
+
+
+def _images(path: Path, model: ConfigDict) -> ConfigDict:
+    """How images of LLaVA become tokens."""
+    side = model.image.image_size // model.image.patch_size
+    if model.tiles is None:
+        return bind("data.conversation_images.FixedImages", tokens=side**2)
+    file = path / HUGGING_FACE
+    grids = multimodal.tile_grids(read_json(file), model.image.image_size, str(file))
+    return bind("data.conversation_images.TiledImages", tiles=model.tiles, side=side, grids=grids)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vlm_jax.config import bind
 from vlm_jax.interop.imported import complete, read_json
 
-BY_KIND = {"qwen2": "chatml", "qwen3": "chatml", "llava": "vicuna"}
+BY_KIND = {"qwen2": "chatml", "qwen3": "chatml", "llava": "vicuna", "llava_next": "vicuna"}
 MARKS = {"<|im_start|>": "chatml", "[INST]": "llama2", "USER:": "vicuna"}
 SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>")
 

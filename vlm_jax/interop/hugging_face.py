@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vlm_jax.config import bind
+from vlm_jax.data.tiles import Grid
 from vlm_jax.errors import UserError, closest
 from vlm_jax.interop import encoder_decoder, language, multimodal, names, tensors
 from vlm_jax.interop.imported import Fields, Source, complete, read_json
@@ -273,11 +274,14 @@ FAMILIES: dict[str, Family] = {
         lambda model: names.TROCR,
         encoder_decoder.IGNORED,
     ),
-    "llava": Family(
-        lambda config, where: multimodal.llava(config, where, _clip_image),
-        lambda model: names.LLAVA,
-        language.IGNORED + (r".*position_ids",),
-        multimodal.LLAVA_NAMES,
+    **dict.fromkeys(
+        ("llava", multimodal.NEXT),
+        Family(
+            lambda config, where: multimodal.llava(config, where, _clip_image),
+            lambda model: names.LLAVA,
+            language.IGNORED + (r".*position_ids",),
+            multimodal.LLAVA_NAMES,
+        ),
     ),
     "fuyu": Family(
         multimodal.fuyu,
@@ -293,19 +297,23 @@ FAMILIES: dict[str, Family] = {
 
 
 def describe(
-    model: TwoTower | ViT | Captioner | MultimodalDecoder, naflex: bool = False, image_id: int = 0
+    model: TwoTower | ViT | Captioner | MultimodalDecoder,
+    naflex: bool = False,
+    image_id: int = 0,
+    grids: Sequence[Grid] = (),
 ) -> tuple[dict, Table]:
     """(config.json, table of names) of the class in transformers that is this model.
 
     Args:
       naflex: SigLIP 2's, whose images keep their aspect ratio; it has the same parameters.
       image_id: of a decoder that sees images: the token at their places.
+      grids: of tiles that its images may become, where they do.
 
     Raises:
       UserError: there is none, and why.
     """
     if isinstance(model, MultimodalDecoder):
-        return _describe_decoder(model, image_id)
+        return _describe_decoder(model, image_id, grids)
     if isinstance(model, ViT):
         return _describe_image(model)
     if isinstance(model, Captioner):
@@ -339,11 +347,11 @@ def describe(
     return config | {"text_config": text_config, "vision_config": vision_config}, names.CLIP
 
 
-def _describe_decoder(model: MultimodalDecoder, image_id: int) -> tuple[dict, Table]:
+def _describe_decoder(model: MultimodalDecoder, image_id: int, grids: Sequence[Grid]) -> tuple[dict, Table]:
     if isinstance(model, TextDecoder):
         return language.describe(model.decoder), within("decoder/", "", names.LLAMA)
     if isinstance(model, Llava):
-        return multimodal.describe_llava(model, _describe_clip_image, image_id), names.LLAVA
+        return multimodal.describe_llava(model, _describe_clip_image, image_id, grids), names.LLAVA
     if isinstance(model, Fuyu):
         return multimodal.describe_fuyu(model, image_id), names.fuyu(model.decoder.geometry.num_heads)
     raise UserError(f"transformers has no class that is {type(model).__name__}; --to=safetensors writes it.")

@@ -1,4 +1,4 @@
-"""Hugging Face's language models of the LLaMA kind: LLaMA, Vicuna and SmolLM2, Qwen2 and Qwen2.5, Qwen3."""
+"""Hugging Face's language models of the LLaMA kind: LLaMA, Vicuna, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _SHARED = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": Fa
 _SHARED |= {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 KINDS = {
     "llama": _SHARED | {"vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048},
+    "mistral": _SHARED | {"vocab_size": 32_000, "intermediate_size": 14_336, "max_position_embeddings": 131_072},
     "qwen2": _SHARED | {"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768},
     "qwen3": _SHARED | {"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768},
 }
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-KV_HEADS = {"qwen2": 32, "qwen3": 32}  # unless given; LLaMA's are as many as its heads
+KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}  # unless given; LLaMA's are as many as its heads
 
 IGNORED = (r".*rotary_emb\.inv_freq",)  # a buffer of old versions
 BARE = ((r"^(?=(layers|embed_tokens|norm)\.)", "model."),)  # of models that were saved without their head
@@ -48,6 +49,8 @@ def model(config: dict, where: str) -> ConfigDict:
             raise UserError(f"{where}: {key}=true is not supported; only models without are.")
     if config.get("use_sliding_window"):
         raise UserError(f"{where}: use_sliding_window=true is not supported; only models without are.")
+    if kind == "mistral" and (window := config.get("sliding_window", 4096)) is not None:
+        raise UserError(f"{where}: sliding_window={window} is not supported; only null, without one, is.")
     sizes = {ours: fields.whole(theirs) for ours, theirs in SIZES.items()}
     head_dim = config.get("head_dim") or (128 if kind == "qwen3" else None)
     return bind(

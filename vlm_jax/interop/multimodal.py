@@ -1,20 +1,23 @@
-"""Hugging Face's decoders that see images: LLaVA (1 and 1.5) and Fuyu."""
+"""Hugging Face's decoders that see images: LLaVA (1, 1.5 and NeXT) and Fuyu."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vlm_jax.config import bind
+from vlm_jax.data.tiles import GRIDS, Grid
 from vlm_jax.errors import UserError
-from vlm_jax.interop import language
+from vlm_jax.interop import language, processing
 from vlm_jax.interop.imported import Fields
 from vlm_jax.models.fuyu import Fuyu
 from vlm_jax.models.llava import Llava
 from vlm_jax.models.vit import ViT
 
+NEXT, LLAVA_SIZE = "llava_next", 336
 FUYU_NEWLINE = 71_019  # in Fuyu's own vocabulary
 _PERSIMMON = {
     "hidden_act": "relu2",
@@ -34,6 +37,7 @@ _PERSIMMON = {
 # The names of newer versions in memory to those on disk.
 LLAVA_NAMES = (
     (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^model\.image_newline$", "image_newline"),
     (r"^vision_tower\.vision_model\.", "vision_tower."),
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
@@ -76,7 +80,10 @@ def fuyu(config: dict, where: str) -> ConfigDict:
 
 
 def llava(config: dict, where: str, clip_image: Callable[[dict, str], ConfigDict]) -> ConfigDict:
-    """Our LLaVA from theirs; `clip_image` reads the encoder's part. Raises UserError for what it does not have."""
+    """Our LLaVA from theirs, which is LLaVA-NeXT where its type says so; `clip_image` reads the encoder's part.
+
+    Raises UserError for what it does not have.
+    """
     fields = Fields(
         config,
         {"vision_feature_layer": -2, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu"},
@@ -93,9 +100,14 @@ def llava(config: dict, where: str, clip_image: Callable[[dict, str], ConfigDict
     layer = fields["vision_feature_layer"]
     if not isinstance(layer, int) or layer >= 0:
         raise UserError(f"{where}: vision_feature_layer={layer!r} is not supported; one from the last, such as -2, is.")
+    image = clip_image(vision, f"{where}, vision_config")
+    tiles = (
+        1 + max(map(math.prod, tile_grids(config, image.image_size, where))) if config["model_type"] == NEXT else None
+    )
     return bind(
         "models.llava.Llava",
-        image=clip_image(vision, f"{where}, vision_config"),
+        image=image,
+        tiles=tiles,
         decoder=language.model({"model_type": kind, **text}, f"{where}, text_config"),
         layer=layer,
         projector="mlp",
@@ -104,21 +116,35 @@ def llava(config: dict, where: str, clip_image: Callable[[dict, str], ConfigDict
     )
 
 
-def describe_llava(model: Llava, image: Callable[[ViT], dict[str, Any]], image_id: int) -> dict[str, Any]:
-    """The config.json of LLaVA that is this model. Raises UserError: there is none.
+def tile_grids(config: dict, size: int, where: str) -> tuple[Grid, ...]:
+    """(rows, columns) of tiles of `size` that an image of LLaVA-NeXT may become. Raises UserError for other sizes."""
+    pixels = config.get("image_grid_pinpoints") or processing.pinpoints(GRIDS, LLAVA_SIZE)
+    if any(side % size or not side for pair in pixels for side in pair):
+        raise UserError(f"{where}: image_grid_pinpoints={pixels} are not whole numbers of tiles of {size} pixels.")
+    return tuple((height // size, width // size) for height, width in pixels)
+
+
+def describe_llava(
+    model: Llava, image: Callable[[ViT], dict[str, Any]], image_id: int, grids: Sequence[Grid] = ()
+) -> dict[str, Any]:
+    """The config.json of LLaVA that is this model, of tiles LLaVA-NeXT's. Raises UserError: there is none.
 
     Args:
       image: the part of CLIP's image tower; raises UserError for another one.
       image_id: the token that stands at the places of images.
+      grids: of tiles that an image may become.
     """
-    name = "LlavaForConditionalGeneration"
+    name = "LlavaForConditionalGeneration" if model.tiles is None else "LlavaNextForConditionalGeneration"
+    if (model.tiles is not None) != bool(grids):
+        raise UserError(f"tiles={model.tiles}, and Conversations.images has grids={tuple(grids)}; {name} needs both.")
     for field, value in {"projector": "mlp", "merge": 1}.items():
         if (found := getattr(model, field)) != value:
             raise UserError(f"{name} cannot express {field}={found!r}; it has {value!r}.")
     if model.layer is None:
         raise UserError(f"{name} cannot express layer=None, the encoder's last norm; it takes the output of a block.")
-    return {
-        "model_type": "llava",
+    tiled = {} if model.tiles is None else {"image_grid_pinpoints": processing.pinpoints(grids, model.image.image_size)}
+    return tiled | {
+        "model_type": "llava" if model.tiles is None else NEXT,
         "architectures": [name],
         "image_token_index": image_id,
         "image_seq_length": model.image_tokens,

@@ -156,6 +156,7 @@ LLAVA = (
     within("image/", "vision_tower.", CLIP_IMAGE)
     + linear("projector/fc1", "multi_modal_projector.linear_1")
     + linear("projector/fc2", "multi_modal_projector.linear_2")
+    + leaf("image_newline", "image_newline")  # of LLaVA-NeXT
     + within("decoder/", "language_model.", LLAMA)
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlm_jax.interop.imported import RGB, Fields, complete, read_json
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 IMAGENET = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}  # open_clip's
 RESIZE_MODES = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+TILED, BLACK = "LlavaNextImageProcessor", (0, 0, 0)  # around its images
 # How each processor class fills in what its file does not say.
 SQUARE = {"size": {"height": 224, "width": 224}, "do_center_crop": False}
 CROPPED = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
@@ -28,6 +30,7 @@ PROCESSORS = {
     "ViTImageProcessor": {**COMMON, **HALVES, **SQUARE, "resample": 2},
     "CLIPImageProcessor": {**COMMON, **CLIP_PIXELS, **CROPPED, "resample": 3},
     "BitImageProcessor": {**COMMON, **CLIP_PIXELS, **CROPPED, "resample": 3},
+    TILED: {**COMMON, **CLIP_PIXELS, **CROPPED, "resample": 3},
 }
 
 
@@ -62,6 +65,8 @@ def from_hugging_face(folder: Path) -> Pixels:
         geometry = {"resize": "naflex", "patch_size": patch, "max_patches": most, "size": int(most**0.5) * patch}
     else:
         geometry = _geometry(fields, path)
+        if name == TILED:
+            geometry["fill"] = BLACK
     return Pixels(complete(bind("data.image.ImageTransform", **geometry, **options)), mean, std)
 
 
@@ -109,8 +114,13 @@ def from_open_clip(config: dict, size: int, where: str) -> Pixels:
     return Pixels(complete(bind("data.image.ImageTransform", **options)), _rgb(fields, "mean"), _rgb(fields, "std"))
 
 
-def to_hugging_face(image: ImageTransform, mean: RGB, std: RGB, kind: str) -> dict:
-    """`preprocessor_config.json` for a model of type `kind`. Raises UserError for what it has no words for."""
+def to_hugging_face(
+    image: ImageTransform, mean: RGB, std: RGB, kind: str, grids: Sequence[tuple[int, int]] = ()
+) -> dict:
+    """`preprocessor_config.json` for a model of type `kind`, with the `grids` of tiles that its images become.
+
+    Raises UserError for what it has no words for.
+    """
     codes = {name: code for code, name in PILLOW.items()}
     config: dict[str, Any] = {
         **COMMON,
@@ -119,6 +129,10 @@ def to_hugging_face(image: ImageTransform, mean: RGB, std: RGB, kind: str) -> di
         "image_std": list(std),
         "resample": codes[image.interpolation],
     }
+    if grids:
+        tiles = {"do_center_crop": True, "do_pad": True, "image_grid_pinpoints": pinpoints(grids, image.size)}
+        sizes = {"size": {"shortest_edge": image.size}, "crop_size": {"height": image.size, "width": image.size}}
+        return config | tiles | sizes | {"image_processor_type": TILED}
     if image.resize == "naflex":
         patches = {"patch_size": image.patch_size, "max_num_patches": image.max_patches}
         return config | patches | {"image_processor_type": "Siglip2ImageProcessor"}
@@ -130,6 +144,11 @@ def to_hugging_face(image: ImageTransform, mean: RGB, std: RGB, kind: str) -> di
         name = "BitImageProcessor" if kind.startswith("dinov2") else "CLIPImageProcessor"
         return config | crop | {"image_processor_type": name, "size": {"shortest_edge": _before_crop(image)}}
     raise UserError(f"no image processor of transformers has resize={image.resize!r}, crop_pct={image.crop_pct}.")
+
+
+def pinpoints(grids: Sequence[tuple[int, int]], size: int) -> list[list[int]]:
+    """Height and width in pixels of grids of tiles, as LLaVA-NeXT's files have them."""
+    return [[rows * size, columns * size] for rows, columns in grids]
 
 
 def _before_crop(image: ImageTransform) -> int:

@@ -21,6 +21,7 @@ from vlm_jax.interop import hugging_face, open_clip, open_clip_coca, processing,
 from vlm_jax.interop.imported import RGB
 from vlm_jax.models.captioner import Captioner
 from vlm_jax.models.coca import CoCa
+from vlm_jax.models.llava import Llava
 from vlm_jax.models.multimodal import MultimodalDecoder
 from vlm_jax.models.siglip2 import SigLIP2
 from vlm_jax.models.two_tower import TwoTower
@@ -88,7 +89,8 @@ def _decoder(
     unknown = getattr(text and text.model, "unk_id", None)
     if conversations is not None and text is not None:
         ids["eos_token_id"] = conversations.chat(text).end_id
-    config, names = hugging_face.describe(model, image_id=unknown or 0)
+    grids = getattr(conversations and conversations.images, "grids", ())
+    config, names = hugging_face.describe(model, image_id=unknown or 0, grids=grids)
     config |= ids
     if "text_config" in config:
         config["text_config"] |= ids
@@ -100,9 +102,14 @@ def _decoder(
     if conversations is not None:
         name = conversations.template if isinstance(conversations.template, str) else "of the run"
         notes += (f"the chat template {name!r} is not written: prompts are to be written as it has them",)
-    if config["model_type"] == "llava":
-        files["preprocessor_config.json"] = _json(processing.to_hugging_face(image, mean, std, "llava"))
+    if isinstance(model, Llava):
+        pixels = processing.to_hugging_face(image, mean, std, config["model_type"], grids)
+        files["preprocessor_config.json"] = _json(pixels)
         places = f"{model.image_tokens} times the token {unknown or 0} stand at the place of an image"
+        if grids:
+            places += ", and more for its tiles, as LlavaNextProcessor has it"
+            if image.fill != processing.BLACK:
+                notes += (f"the padding of tiles was {image.fill}, there it is black",)
         notes += (places, *_differences(image, "transformers"))
     elif config["model_type"] == "fuyu":
         notes += ("how images become patches is not written",)
