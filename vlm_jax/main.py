@@ -254,21 +254,17 @@ def run_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], conf
 
     from vlm_jax import stages
 
-    if not stages.names(config):
+    names = stages.names(config)
+    if not names:
         return run_one(flags, config, workdir, link)
+    wanted = [flags.stage] if flags.stage else names[-1:] if flags.evaluate_only else names
     for stage in stages.each(config, workdir, alone=flags.dry_run):
-        if flags.stage in (None, stage.name) and (flags.stage or not flags.evaluate_only or _is_last(stage, config)):
+        if stage.name in wanted:
             link.say(f"stage {stage.name}: {stage.workdir}")
             code = run_one(flags, stage.config, stage.workdir, link)
             if code:
                 return code
     return 0
-
-
-def _is_last(stage, config) -> bool:
-    from vlm_jax import stages
-
-    return stage.name == stages.names(config)[-1]
 
 
 def run_one(flags: argparse.Namespace, config, workdir: Path, link) -> int:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlm_jax.errors import UserError
-from vlm_jax.models.tower import Stack, check
+from vlm_jax.models.tower import Stack, check, stacks_of
 from vlm_jax.models.two_tower import Variables, normalize, unit_norm
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import cache as caches
@@ -256,8 +256,7 @@ class Captioner(Captions):
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        parts = {"image": self.image, "decoder": self.decoder}
-        return {f"{name}/{group}": depth for name, part in parts.items() for group, depth in part.stacks.items()}
+        return stacks_of(image=self.image, decoder=self.decoder)
 
     def init(self, key: Array) -> Variables:
         """`{"params": ...}`: nested dicts of f32 arrays."""

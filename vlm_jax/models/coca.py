@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.text import TextTransformer
-from vlm_jax.models.tower import Stack, check
+from vlm_jax.models.tower import Stack, check, stacks_of
 from vlm_jax.models.two_tower import TwoTower, Variables
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import cache as caches
@@ -268,7 +268,7 @@ class CoCa(TwoTower):
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        return super().stacks | {f"decoder/{group}": depth for group, depth in self.decoder.stacks.items()}
+        return super().stacks | stacks_of(decoder=self.decoder)
 
     def init(self, key: Array) -> Variables:
         """`{"params": ...}`: nested dicts of f32 arrays."""

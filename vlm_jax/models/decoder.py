@@ -194,8 +194,7 @@ class LanguageModel(Stack):
         """
         x = self._vectors(params, x)
         count = jnp.full(x.shape[0], x.shape[1]) if count is None else count
-        positions = cache["length"][:, None] + jnp.arange(x.shape[1])
-        stream, layers = self._blocks.extend(params["blocks"], x, positions, cache["layers"])
+        stream, layers = self._blocks.extend(params["blocks"], x, cache["layers"], cache["length"])
         last = lambda x: jnp.take_along_axis(x, (count - 1)[:, None, None], axis=1)
         hidden = self._parts["ln_post"](params["ln_post"], *map(last, stream), method="of_sum")
         return hidden[:, 0], {"layers": layers, "length": cache["length"] + count}

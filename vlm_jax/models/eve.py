@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, native, place, places, same
-from vlm_jax.models.two_tower import normalize
+from vlm_jax.models.tower import stacks_of
+from vlm_jax.models.two_tower import normalize, normalize_patches
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.patch_layers import PatchAligning, PatchEmbedding, pool_to, pooled_places
@@ -37,18 +38,11 @@ class Teacher:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
-    @property
-    def side(self) -> int:
-        """Rows and columns of its features."""
-        return self.image.image_size // self.image.patch_size
-
     def features(self, params: dict, image: Array) -> Float[Array, "batch images side side dim"]:
         """Of uint8 images [batch, images, height, width, 3]; no gradient goes through them."""
         flat = normalize(image.reshape(-1, *image.shape[2:]), self.image_mean, self.image_std)
-        name = "ln_post" if self.layer is None else self.image.tap_names[1:-2][self.layer]
-        tokens = self.image.apply(params, flat, taps=(name,))[1]["taps"][name]
-        tokens = tokens[:, tokens.shape[1] - self.side**2 :]
-        tokens = tokens.reshape(*image.shape[:2], self.side, self.side, tokens.shape[-1])
+        tokens = self.image.patch_features(params, flat, self.layer)
+        tokens = tokens.reshape(*image.shape[:2], self.image.grid, self.image.grid, tokens.shape[-1])
         return jax.lax.stop_gradient(tokens.astype(jnp.float32))
 
 
@@ -106,8 +100,7 @@ class Eve(MultimodalDecoder):
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        teacher = {} if self.teacher is None else self.teacher.image.stacks
-        return super().stacks | {f"teacher/{group}": depth for group, depth in teacher.items()}
+        return super().stacks | ({} if self.teacher is None else stacks_of(teacher=self.teacher.image))
 
     @functools.cached_property
     def _parts(self) -> dict[str, Any]:
@@ -147,9 +140,7 @@ class Eve(MultimodalDecoder):
     def embed(self, variables: Variables, batch: Batch, *, train: bool = False) -> Float[Array, "batch time dim"]:
         """The vectors of tokens, and those of the patch embedding layer at their places."""
         params, patches, grids = variables["params"], batch["patches"], batch["image_grids"]
-        if patches.dtype == jnp.uint8:
-            pixels = patches.reshape(*patches.shape[:2], -1, 3)
-            patches = normalize(pixels, self.image_mean, self.image_std).reshape(patches.shape)
+        patches = normalize_patches(patches, self.image_mean, self.image_std)
         vectors = self._parts["embedding"](params["embedding"], patches, grids)
         ids = batch["text_image_ids"]
         where = places(ids, grids // self.merge, cls=True)
@@ -183,7 +174,7 @@ class Eve(MultimodalDecoder):
         at = jnp.where(image > 0, at, 0)
         features = jnp.stack([taps[name] for name in self.aligned_taps], axis=2)
         features = jnp.take_along_axis(features, at[..., None, None], axis=1)
-        side = self.teacher.side
+        side = self.teacher.image.grid
         cells = pool_to(features, grids, side).reshape(-1, side**2, *features.shape[2:])
         ours = self._parts["aligning"](params["aligning"], cells).astype(jnp.float32)
         theirs = self.teacher.features(params["teacher"], batch["image"]).reshape(ours.shape)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, native, place, places
-from vlm_jax.models.two_tower import normalize
+from vlm_jax.models.two_tower import normalize_patches
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
 from vlm_jax.nn.layers import linear
@@ -80,9 +80,7 @@ class Fuyu(MultimodalDecoder):
         self, variables: Variables, patches: UInt8[Array, "batch count patch"] | Float[Array, "batch count patch"]
     ) -> Float[Array, "batch count dim"]:
         """What the decoder gets of patches in (row, column, channel) order."""
-        if patches.dtype == jnp.uint8:
-            pixels = patches.reshape(*patches.shape[:2], -1, 3)
-            patches = normalize(pixels, self.image_mean, self.image_std).reshape(patches.shape)
+        patches = normalize_patches(patches, self.image_mean, self.image_std)
         return self._patch(variables["params"]["patch"], patches)
 
     def embed(self, variables: Variables, batch: Batch, *, train: bool = False) -> Float[Array, "batch time dim"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import Cache, LanguageModel
+from vlm_jax.models.tower import stacks_of
 from vlm_jax.nn.positions import within_segments
 
 Batch = Mapping[str, Array]
@@ -102,7 +103,7 @@ class MultimodalDecoder(abc.ABC):
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        return {f"decoder/{group}": depth for group, depth in self.decoder.stacks.items()}
+        return stacks_of(decoder=self.decoder)
 
     @abc.abstractmethod
     def init(self, key: Array) -> Variables:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.captioner import Captions, TextDecoder
+from vlm_jax.models.tower import stacks_of
 from vlm_jax.models.two_tower import TwoTower, Variables
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.projection import ProjectionHead
@@ -74,7 +75,7 @@ class SigLIP2(TwoTower, Captions):
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        return super().stacks | {f"decoder/{group}": depth for group, depth in self.decoder.stacks.items()}
+        return super().stacks | stacks_of(decoder=self.decoder)
 
     @functools.cached_property
     def _heads(self) -> dict[str, Functional]:

@@ -47,6 +47,11 @@ def check(field: str, value: str, choices: Iterable[str]) -> None:
         raise UserError(f"unknown {field}={value!r}; {closest(str(value), choices)}")
 
 
+def stacks_of(**parts: Any) -> dict[str, int]:
+    """Names of the scanned groups of layers of a model's parts, under the parts' names, and their depth."""
+    return {f"{name}/{group}": depth for name, part in parts.items() for group, depth in part.stacks.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Stack(abc.ABC):
     """Pre-norm transformer blocks, their sizes and how they are computed.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.text import TextTransformer
+from vlm_jax.models.tower import stacks_of
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import shard
 from vlm_jax.nn.functional import Params
@@ -64,8 +65,7 @@ class TwoTower:
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        towers = {"image": self.image, "text": self.text}
-        return {f"{name}/{group}": depth for name, tower in towers.items() for group, depth in tower.stacks.items()}
+        return stacks_of(image=self.image, text=self.text)
 
     def init(self, key: Array) -> Variables:
         """`{"params": ...}`: nested dicts of f32 arrays."""
@@ -122,9 +122,7 @@ class TwoTower:
     ) -> Float[Array, "batch count dim"]:
         """Unit-norm f32 embeddings of packed images, see `ViT.apply_packed`; uint8 patches are normalised here."""
         patches = shard.constrain(patches, "batch", None, None)
-        if patches.dtype == jnp.uint8:
-            pixels = patches.reshape(*patches.shape[:2], -1, 3)
-            patches = normalize(pixels, self.image_mean, self.image_std).reshape(patches.shape)
+        patches = normalize_patches(patches, self.image_mean, self.image_std)
         out = self.image.apply_packed(variables["params"]["image"], patches, positions, grids, segment_ids)
         return shard.constrain(unit_norm(out), "batch", None, None)
 
@@ -161,6 +159,17 @@ def normalize(
     """`(image / 255 - mean) / std` in f32."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def normalize_patches(
+    patches: UInt8[Array, "*batch patch"] | Float[Array, "*batch patch"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Array, "*batch patch"]:
+    """`normalize` of uint8 patches, flattened with their channels last; floats are taken as they are."""
+    if patches.dtype != jnp.uint8:
+        return patches
+    return normalize(patches.reshape(*patches.shape[:-1], -1, 3), mean, std).reshape(patches.shape)
 
 
 def unit_norm(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:

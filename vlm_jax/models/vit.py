@@ -70,12 +70,17 @@ class ViT(Tower):
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout={self.patch_dropout} is not a fraction in [0, 1).")
 
+    @property
+    def grid(self) -> int:
+        """Rows and columns of patches of an image of the trained size."""
+        return self.image_size // self.patch_size
+
     def _embed(self, init: Initializers) -> Functional:
         return Functional(
             ImageEmbed,
             self.geometry.width,
             patch_size=self.patch_size,
-            grid=self.image_size // self.patch_size,
+            grid=self.grid,
             stem_channels=self.stem_channels,
             posemb=self.posemb,
             posemb_resize=self.posemb_resize,
@@ -115,6 +120,14 @@ class ViT(Tower):
         """
         x = self._embedded(params, x, train, key, masked)
         return self._encode(params, x, (lambda x: x[:, 0]) if self.pool == "cls" else pool.mean, taps=taps)
+
+    def patch_features(
+        self, params: Params, x: Float[Array, "batch height width 3"], layer: int | None, *, train: bool = False
+    ) -> Float[Array, "batch patches dim"]:
+        """What block `layer` (-1 is the last), or with None the last norm, gives for each patch, row by row."""
+        name = "ln_post" if layer is None else self._blocks.tap_names[layer]
+        tokens = self.apply(params, x, train=train, taps=(name,))[1]["taps"][name]
+        return tokens[:, tokens.shape[1] - self.grid**2 :]
 
     def _embedded(
         self,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax import tree
 from vlm_jax.nn import kernels, shard
-from vlm_jax.nn.functional import Functional, Params
+from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import Initializers, initializers
 from vlm_jax.nn.layers import layer_norm, linear, rms_norm
 from vlm_jax.nn.rotary import rotate
@@ -127,12 +127,12 @@ class CausalBlock(nnx.Module):
         self,
         x: Float[Array, "batch time dim"],
         pending: Float[Array, "batch time dim"] | None,
-        positions: Int[Array, "batch time"],
         cache: LayerCache,
+        length: Int[Array, " batch"],
     ) -> tuple[Stream, LayerCache]:
-        """The same for tokens after those of a cache."""
+        """The same for tokens after the first `length` of each row, and the cache with theirs."""
         x, h = self.ln1.add(x, pending)
-        attended, cache = self.attn.extend(h, positions, cache)
+        attended, cache = self.attn.extend(h, length[:, None] + jnp.arange(x.shape[1]), cache)
         x, h = self.ln2.add(x, attended)
         return (x, self.mlp(h)), cache
 
@@ -167,28 +167,3 @@ class CausalTransformer(Transformer):
             shape = (batch, self.depth, *shape[1:])
         layer = {name: jnp.zeros(shape, jnp.dtype(self.dtype)) for name in ("k", "v")}
         return layer if self.scan else {tree.layer_name(self.depth, i): layer for i in range(self.depth)}
-
-    def extend(
-        self,
-        params: Params,
-        x: Float[Array, "batch time dim"],
-        positions: Int[Array, "batch time"],
-        cache: dict[str, Any],
-    ) -> tuple[Stream, dict[str, Any]]:
-        """The residual stream of tokens after those of a cache, and the cache with them at their positions."""
-        block = functools.partial(self._block, method="extend")
-        if self.scan:
-
-            def layer(carry, layer):
-                (stream, cache), (params, index) = carry, layer
-                own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, keepdims=False), cache)
-                stream, own = block(params, *stream, positions, own)
-                put = lambda leaf, part: jax.lax.dynamic_update_index_in_dim(leaf, part, index, 1)
-                return (stream, jax.tree.map(put, cache, own)), None
-
-            start = ((x, jnp.zeros_like(x)), cache)
-            return jax.lax.scan(layer, start, (params, jnp.arange(self.depth)))[0]
-        stream, extended = (x, None), {}
-        for name in cache:
-            stream, extended[name] = block(params[name], *stream, positions, cache[name])
-        return stream, extended

@@ -202,7 +202,7 @@ class Transformer:
         """
         one = lambda params: self._block(params, rows, size, *context, method="start")
         if self.scan:
-            return _swapped(jax.lax.map(one, params))
+            return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), jax.lax.map(one, params))
         return {name: one(params[name]) for name in self._names}
 
     def extend(
@@ -210,20 +210,22 @@ class Transformer:
     ) -> tuple[Stream, dict[str, Any]]:
         """The stream of tokens that come after the first `length` of each row, and the cache with theirs.
 
-        It is what `stream` gives for causal blocks, up to rounding.
+        It is what `stream` gives for causal blocks, up to rounding. The caches of scanned layers are changed where they
+        are: nothing copies a cache for one token.
         """
         block = functools.partial(self._block, method="extend")
         if self.scan:
-            one = lambda stream, layer: block(layer[0], *stream, layer[1], length)
-            layers = params, _swapped(cache)
-            stream, cache = jax.lax.scan(one, (x, jnp.zeros_like(x)), layers, length=self.depth)
-            return stream, _swapped(cache)
+
+            def layer(carry, layer):
+                (stream, cache), (params, index) = carry, layer
+                own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, keepdims=False), cache)
+                stream, own = block(params, *stream, own, length)
+                put = lambda leaf, part: jax.lax.dynamic_update_index_in_dim(leaf, part, index, 1)
+                return (stream, jax.tree.map(put, cache, own)), None
+
+            start = ((x, jnp.zeros_like(x)), cache)
+            return jax.lax.scan(layer, start, (params, jnp.arange(self.depth)))[0]
         stream, out = (x, None), {}
         for name in self._names:
             stream, out[name] = block(params[name], *stream, cache[name], length)
         return stream, out
-
-
-def _swapped(cache: Any) -> Any:
-    """Layers first, as a scan has them, from the batch first, as a cache has it; or back."""
-    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), cache)

@@ -61,7 +61,7 @@ class Contrastive:
             raise UserError(
                 f"Packing.patch_size={packing.patch_size}, the model has {image.patch_size}; set both to one."
             )
-        most = image.image_size // image.patch_size
+        most = image.grid
         if image.posemb == "factorised" and (packing.longest or max(packing.budgets)) > most:
             raise UserError(
                 f"Packing.longest={packing.longest}, the model has positions for {most} patches a side; "
