@@ -133,9 +133,12 @@ def cache(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("compiled")
 
 
+LONG = ("weights.md", "library.md", "evaluation.md", "results.md", "plan.md")
+
+
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=pytest.mark.full if page.name == "weights.md" else ()) for page in RUNNING],
+    [pytest.param(page, marks=pytest.mark.full if page.name in LONG else ()) for page in RUNNING],
     ids=[page.name for page in RUNNING],
 )
 def test_page_runs(page, cache, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ def get_config(variant=""):
     config.evals = {}
     config.compilation_cache = None
     config.data.source.size = 256
+    config.task.model.image.depth = config.task.model.text.depth = 1
     config.stages = dict(
         b_tuning=dict(total_examples=4 * 64, optimizer=dict(learning_rate=1e-4)),
         a_towers=dict(optimizer=dict(freeze=("image/blocks/.*",)), data=dict(source=dict(seed=1))),

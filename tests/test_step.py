@@ -38,7 +38,7 @@ def gradients(experiment, devices):
     return float(value), tree.flatten(jax.device_get(grads))
 
 
-@pytest.mark.parametrize("recipe", ["siglip_tiny", pytest.param("clip_tiny", marks=pytest.mark.full)])
+@pytest.mark.parametrize("recipe", [pytest.param("siglip_tiny", marks=pytest.mark.full), "clip_tiny"])
 def test_eight_devices_equal_one(tmp_path, recipe):
     # min_size 1 shards even the smallest weights, so that fsdp is really exercised.
     base = small_experiment(tmp_path, recipe)

@@ -227,6 +227,7 @@ def test_a_dry_run_does_everything_once_and_keeps_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_other_devices_restore_the_same_bits(whole, tmp_path, capsys):
     """The run above was made on one device; here are eight, sharded two ways."""
     shutil.copytree(whole, tmp_path / "run")

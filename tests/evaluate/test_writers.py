@@ -58,6 +58,7 @@ def test_any_batch_size_and_devices():
     assert scores.vectors.shape == (13, 48) and np.ptp(scores.vectors, axis=0).min() > 1e-3  # it looks at the images
 
 
+@pytest.mark.full
 def test_scores_are_sums_of_what_a_model_says_of_each_token():
     """By the token of the text, half of what it says of grey taken off."""
     model, _ = predict(1)

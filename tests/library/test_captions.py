@@ -78,7 +78,7 @@ def greedy(model, image, prompt, count):
     return model.text.model.decode(tokens[begin:]).strip()
 
 
-KINDS = ("coca", "captioner", "captioner, padded with ends")
+KINDS = (pytest.param("coca", marks=pytest.mark.full), "captioner", "captioner, padded with ends")
 
 
 @pytest.mark.parametrize("kind", KINDS)

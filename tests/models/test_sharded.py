@@ -50,10 +50,14 @@ def on_mesh(layout, model=MODEL):
     return step, jax.device_put(params, places), jax.device_put(BATCH, meshes.batch_sharding(mesh))
 
 
-LAYOUTS = [Layout(data=2, fsdp=2, tensor=2, min_size=1), Layout(data=1, fsdp=8, min_size=1), Layout(tensor=4)]
+LAYOUTS = [
+    pytest.param(Layout(data=2, fsdp=2, tensor=2, min_size=1), id="2x2x2", marks=pytest.mark.full),
+    pytest.param(Layout(data=1, fsdp=8, min_size=1), id="fsdp"),
+    pytest.param(Layout(tensor=4), id="tensor"),
+]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["2x2x2", "fsdp", "tensor"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_one_device(layout):
     _, (wanted, wanted_grads) = on_one_device()
     step, params, batch = on_mesh(layout)

@@ -34,6 +34,7 @@ def whole(launch, tmp_path_factory):
     return workdir, launch(2, *run_flags(workdir)).done()
 
 
+@pytest.mark.full
 def test_a_signal_to_one_stops_both_and_they_go_on_exactly(whole, launch):
     """One test for a run's files and its stop, since the two share the run."""
     straight, job = whole

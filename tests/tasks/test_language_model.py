@@ -29,6 +29,7 @@ VIT = ViT(width=24, depth=2, num_heads=2, image_size=16, patch_size=8, pool="cls
 MODELS = {
     "text": TextDecoder(DECODER),
     "llava": Llava(DECODER, image=VIT, layer=-2, images=2),
+    "tiles": Llava(DECODER, image=VIT, layer=-2, images=2, tiles=3),
     "fuyu": Fuyu(DECODER, patch_size=4, patches=12, images=2, newline_id=7),
     "eve": Eve(DECODER, patch_size=4, patches=16, images=2, width=16, num_heads=2),
     "eve, taught": Eve(
@@ -47,11 +48,13 @@ def batch_of(name, rows=ROWS):
         "text_segment_ids": np.repeat([[1] * 7 + [2] * 14 + [0] * 3], rows, axis=0).astype(np.int32),
         "target_mask": rng.random((rows, LENGTH)) < 0.4,
         "text_image_ids": np.zeros((rows, LENGTH), np.int32),
-        "image": rng.integers(0, 256, (rows, 2, 16, 16, 3)).astype(np.uint8),
+        "image": rng.integers(0, 256, (rows, 3, 16, 16, 3)).astype(np.uint8),
         "patches": rng.integers(0, 256, (rows, 16, 48)).astype(np.uint8),
         "image_grids": np.zeros((rows, 2, 2), np.int32),
+        "tile_grids": np.array([[[1, 2], [0, 0]]] * rows, np.int32),
+        "tile_boxes": np.array([[[1, 0, 3, 2], [0, 0, 0, 0]]] * rows, np.int32),
     }
-    places = {"text": 0, "llava": 4, "fuyu": 2 * 4}.get(name, 1 + 1 * 3)
+    places = {"text": 0, "llava": 4, "tiles": 4 + 2 * 3, "fuyu": 2 * 4}.get(name, 1 + 1 * 3)
     batch["text_image_ids"][:, 8 : 8 + places] = 1
     batch["image_grids"][:, 0] = (2, 3) if name == "fuyu" else (2, 4)
     batch["target_mask"] &= (batch["text_segment_ids"] > 0) & (batch["text_image_ids"] == 0)
@@ -91,7 +94,9 @@ def test_labels_are_the_tokens_after():
         assert labels[t] == wanted
 
 
-@pytest.mark.parametrize("name", ["text", "fuyu", "eve, taught", pytest.param("llava", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name", ["text", "fuyu", "eve, taught", *(pytest.param(n, marks=pytest.mark.full) for n in ("llava", "tiles"))]
+)
 def test_the_loss_is_that_of_each_target(name):
     task, batch, variables = TASKS[name], batch_of(name), variables_of(name)
     (loss, aux), _ = value_and_grad(name, variables, batch, context())
@@ -105,7 +110,9 @@ def test_the_loss_is_that_of_each_target(name):
     assert aux["weight"] == (labels >= 0).sum() and ("alignment_loss" in aux["metrics"]) == ("taught" in name)
 
 
-@pytest.mark.parametrize("name", [pytest.param("llava", marks=pytest.mark.full), "eve, taught"])
+@pytest.mark.parametrize(
+    "name", ["llava", *(pytest.param(n, marks=pytest.mark.full) for n in ("tiles", "eve, taught"))]
+)
 def test_devices_do_not_change_it(name):
     batch, variables = batch_of(name), variables_of(name)
     (loss, _), gradient = value_and_grad(name, variables, batch, context())
@@ -115,7 +122,9 @@ def test_devices_do_not_change_it(name):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(a).max()), err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["llava", *(pytest.param(n, marks=pytest.mark.full) for n in ("text", "fuyu", "eve"))])
+@pytest.mark.parametrize(
+    "name", ["llava", *(pytest.param(n, marks=pytest.mark.full) for n in ("text", "tiles", "fuyu", "eve"))]
+)
 def test_what_is_written_is_the_likeliest_token_each_time(name):
     """`answer` with its cache, against the whole sequence again for each token."""
     task = dataclasses.replace(TASKS[name], sampling=Sampling(max_tokens=5), end_id=None)
