@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, place, same
-from vlm_jax.models.tower import check
+from vlm_jax.models.tower import check, stacks_of
 from vlm_jax.models.two_tower import normalize
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import shard
@@ -66,18 +66,14 @@ class Llava(MultimodalDecoder):
             raise UserError(f"images={self.images}, merge={self.merge} must be at least 1.")
         if self.tiles is not None and self.tiles < 2:
             raise UserError(f"tiles={self.tiles}: an image takes two at least, a thumbnail and a tile; None for none.")
-        if self.grid % self.merge:
-            raise UserError(f"merge={self.merge} does not divide the encoder's {self.grid} x {self.grid} tokens.")
-
-    @property
-    def grid(self) -> int:
-        """Rows and columns of the encoder's tokens."""
-        return self.image.image_size // self.image.patch_size
+        side = self.image.grid
+        if side % self.merge:
+            raise UserError(f"merge={self.merge} does not divide the encoder's {side} x {side} tokens.")
 
     @property
     def side(self) -> int:
         """Rows and columns of the tokens of an image of the encoder's size."""
-        return self.grid // self.merge
+        return self.image.grid // self.merge
 
     @property
     def image_tokens(self) -> int:
@@ -87,7 +83,7 @@ class Llava(MultimodalDecoder):
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        return super().stacks | {f"image/{group}": depth for group, depth in self.image.stacks.items()}
+        return super().stacks | stacks_of(image=self.image)
 
     @functools.cached_property
     def _projector(self) -> Functional:
@@ -146,10 +142,8 @@ class Llava(MultimodalDecoder):
         image = shard.constrain(image.reshape(-1, *image.shape[2:]), "batch", None, None, None)
         if image.dtype == jnp.uint8:
             image = normalize(image, self.image_mean, self.image_std)
-        name = "ln_post" if self.layer is None else self.image.tap_names[1:-2][self.layer]
         params = variables["params"]
-        tokens = self.image.apply(params["image"], image, train=train, taps=(name,))[1]["taps"][name]
-        tokens = tokens[:, tokens.shape[1] - self.grid**2 :]
+        tokens = self.image.patch_features(params["image"], image, self.layer, train=train)
         if self.merge > 1:
             side, m = self.side, self.merge
             tokens = tokens.reshape(-1, side, m, side, m, tokens.shape[-1]).swapaxes(2, 3)
