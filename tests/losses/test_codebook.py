@@ -154,3 +154,11 @@ def test_codes_out_of_range_are_refused_where_they_are_known():
     state = codebook.init(jax.random.key(0), 5, 4)
     with pytest.raises(ValueError, match=r"codes must be in \[0, 5\); got 5"):
         codebook.update(state, features(), np.full(64, 5))
+
+
+def test_codes_out_of_range_count_for_none_where_they_are_not_known(pairs):
+    state, z = codebook.init(jax.random.key(0), 5, 4), features()
+    codes = np.arange(64) % 7 - 1  # -1 to 5
+    known = (codes >= 0) & (codes < 5)
+    update = jax.jit(codebook.update)
+    pairs.assert_close(update(state, z, codes), update(state, z[known], codes[known]))

@@ -1,6 +1,12 @@
 """Losses of the global batch, on any mesh, that never hold the matrix of all pairs. They need jax alone."""
 
 from . import codebook, reference
+from .adversarial import (
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    non_saturating_generator_loss,
+)
 from .cross_entropy import cross_entropy
 from .dvae import Relaxed, gumbel_noise, gumbel_softmax, most_likely_code
 from .fsq import fsq, fsq_vectors
@@ -18,6 +24,7 @@ from .vq import Quantised, nearest_code, quantise, unit, vq_losses
 __all__ = [
     "Quantised",
     "Relaxed",
+    "adaptive_weight",
     "choose_group",
     "codebook",
     "cross_entropy",
@@ -27,6 +34,8 @@ __all__ = [
     "gaussian_sample",
     "gumbel_noise",
     "gumbel_softmax",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
     "infonce_loss",
     "l1_loss",
     "l2_loss",
@@ -39,6 +48,7 @@ __all__ = [
     "map_pixels",
     "most_likely_code",
     "nearest_code",
+    "non_saturating_generator_loss",
     "quantise",
     "reference",
     "residual_vectors",
