@@ -171,3 +171,9 @@ def test_bad_input_is_refused_at_trace_time(changed, says):
     arguments = [jax.ShapeDtypeStruct(shape, F32) for shape in shapes.values()]
     with pytest.raises(ValueError, match=says):
         jax.eval_shape(lambda *a: gumbel_softmax(*a, KEY), *arguments)
+
+
+def test_a_temperature_that_is_known_must_be_positive():
+    (*arguments, _), _ = problem()
+    with pytest.raises(ValueError, match="temperature must be positive; got 0"):
+        jax.eval_shape(lambda *a: gumbel_softmax(*a, 0.0, KEY), *arguments)

@@ -62,7 +62,7 @@ def gumbel_softmax(
       without noise or temperature, and the mean or sum is the caller's.
 
     Raises:
-      ValueError: at trace time, for shapes, dtypes or axes that cannot be.
+      ValueError: at trace time, for shapes, dtypes or axes that cannot be, or a temperature known not to be positive.
     """
     hidden, head, bias = _check_head(hidden, head, bias)
     codebook = check_floating("codebook", codebook, "codes out")
@@ -70,6 +70,8 @@ def gumbel_softmax(
         raise ValueError(f"head and codebook must have the same codes; got {head.shape} and {codebook.shape}.")
     if jnp.ndim(temperature):
         raise ValueError(f"temperature must be a scalar; got shape {jnp.shape(temperature)}.")
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        raise ValueError(f"temperature must be positive; got {temperature}.")
     axes = check_axes("axis_name", axis_name, hidden=hidden)
     numbers = (first_row(hidden.shape[0], axes) + jnp.arange(hidden.shape[0])).astype(jnp.uint32)
     arguments = hidden, head, bias, codebook, jnp.asarray(temperature, jnp.float32), numbers, _seed(key)
@@ -114,12 +116,12 @@ def _forward(static: Static, *arguments):
     def tile(rows, columns, counts):
         logits, scores = _tile_logits(rows, columns, arguments, counts)
         best = best_of(scores, rows["id"])
-        scaled = (scores - best["score"]) / temperature
-        log_sum, plain = jax.nn.logsumexp(scaled, axis=0), jax.nn.logsumexp(logits, axis=0)
-        weights, log_likely = jnp.exp(scaled - log_sum).astype(hidden.dtype), logits - plain
-        vectors = product("kn,ko->no", weights, rows["codebook"])
+        weights = jnp.exp((scores - best["score"]) / temperature)
+        total, plain = weights.sum(axis=0), jax.nn.logsumexp(logits, axis=0)
+        vectors = product("kn,ko->no", weights.astype(hidden.dtype), rows["codebook"]) / total[:, None]
+        log_likely = logits - plain
         mean_log = jnp.sum(jnp.exp(log_likely) * log_likely, axis=0)
-        return {}, {"best": best, "soft": (log_sum, vectors), "plain": (plain, mean_log)}
+        return {}, {"best": best, "soft": (jnp.log(total), vectors), "plain": (plain, mean_log)}
 
     number = zeros(hidden, hidden.shape[0])
     lowest, vectors = number + LOWEST, zeros(hidden, hidden.shape[0], codebook.shape[1]).astype(hidden.dtype)
