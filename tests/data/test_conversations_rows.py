@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.numbered import Numbered, same, take
 from tests.data.talks import Talks
-from vlm_jax.data.conversation_images import FixedImages, NativeImages
+from vlm_jax.data.conversation_images import FixedImages, NativeImages, TiledImages
 from vlm_jax.data.conversations import Conversations
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
@@ -26,6 +26,7 @@ PACKED = dataclasses.replace(ALONE, images=FixedImages(count=8, tokens=5), examp
 NATIVE = dataclasses.replace(
     PACKED, images=NativeImages(count=8, patch_size=4, patches=120, budget=24, merge=2, cls=True)
 )
+TILED = dataclasses.replace(PACKED, images=TiledImages(count=8, tiles=24, side=2))
 LAYOUTS = {"alone": ALONE, "packed": PACKED, "native": NATIVE}
 
 
@@ -109,6 +110,27 @@ def test_segments_are_contiguous_and_padding_comes_last():
         assert not batch[name][padding].any()
     assert not (batch["target_mask"] & (batch["text_image_ids"] > 0)).any()
     np.testing.assert_array_equal(batch["image_segment_ids"].max(1), batch["text_image_ids"].max(1))
+
+
+def test_rows_of_tiles():
+    """Every image has the places and the tiles of its shape, the first its thumbnail."""
+    batch, _ = take(pipeline(conversations=TILED, image=ImageTransform(size=8)), 3)
+    seen, wanted = [], set()
+    for row, ids in enumerate(batch["text_image_ids"]):
+        first = 0
+        for number in range(1, ids.max() + 1):
+            rows, columns = batch["tile_grids"][row, number - 1]
+            x0, y0, x1, y1 = batch["tile_boxes"][row, number - 1]
+            assert (ids == number).sum() == 4 + (y1 - y0) * (x1 - x0 + 1)
+            (colour,) = np.unique(batch["image"][row, first])
+            seen.append(int(colour))
+            first += 1 + rows * columns
+        assert batch["image_mask"][row].sum() == first and batch["image_mask"][row, :first].all()
+        assert not batch["image"][row, first:].any() and not batch["tile_grids"][row, ids.max() :].any()
+    for _, text, _, _, ids in conversations(batch):
+        number = int(text.split()[1])
+        wanted |= {number + 100 * k for k in range(len(np.unique(ids[ids > 0])))}
+    assert len(seen) == len(set(seen)) > 20 and set(seen) == wanted
 
 
 def test_a_packed_conversation_is_what_it_is_alone():

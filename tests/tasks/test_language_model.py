@@ -40,6 +40,10 @@ MODELS = {
 TASKS = {name: LanguageModeling(model, LENGTH, z_loss=1e-3, end_id=2) for name, model in MODELS.items()}
 
 
+def full(*names):
+    return [pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
 def batch_of(name, rows=ROWS):
     """Two conversations a row, an image in the second, and padding."""
     rng = np.random.default_rng(0)
@@ -94,9 +98,7 @@ def test_labels_are_the_tokens_after():
         assert labels[t] == wanted
 
 
-@pytest.mark.parametrize(
-    "name", ["text", "fuyu", "eve, taught", *(pytest.param(n, marks=pytest.mark.full) for n in ("llava", "tiles"))]
-)
+@pytest.mark.parametrize("name", ["text", "fuyu", "eve, taught", *full("llava", "tiles")])
 def test_the_loss_is_that_of_each_target(name):
     task, batch, variables = TASKS[name], batch_of(name), variables_of(name)
     (loss, aux), _ = value_and_grad(name, variables, batch, context())
@@ -110,9 +112,7 @@ def test_the_loss_is_that_of_each_target(name):
     assert aux["weight"] == (labels >= 0).sum() and ("alignment_loss" in aux["metrics"]) == ("taught" in name)
 
 
-@pytest.mark.parametrize(
-    "name", ["llava", *(pytest.param(n, marks=pytest.mark.full) for n in ("tiles", "eve, taught"))]
-)
+@pytest.mark.parametrize("name", ["llava", *full("tiles", "eve, taught")])
 def test_devices_do_not_change_it(name):
     batch, variables = batch_of(name), variables_of(name)
     (loss, _), gradient = value_and_grad(name, variables, batch, context())
@@ -122,9 +122,7 @@ def test_devices_do_not_change_it(name):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(a).max()), err_msg=key)
 
 
-@pytest.mark.parametrize(
-    "name", ["llava", *(pytest.param(n, marks=pytest.mark.full) for n in ("text", "tiles", "fuyu", "eve"))]
-)
+@pytest.mark.parametrize("name", ["llava", *full("text", "tiles", "fuyu", "eve")])
 def test_what_is_written_is_the_likeliest_token_each_time(name):
     """`answer` with its cache, against the whole sequence again for each token."""
     task = dataclasses.replace(TASKS[name], sampling=Sampling(max_tokens=5), end_id=None)
