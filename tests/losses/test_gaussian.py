@@ -35,6 +35,7 @@ def test_kl_is_the_mean_over_examples_of_the_sum_over_latents():
     np.testing.assert_allclose(gaussian_kl(mean, log_variance), each.sum(axis=(1, 2)).mean(), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_eight_devices_give_the_same_samples_and_gradients(pairs):
     arguments, key = problem(), jax.random.key(0)
 
