@@ -3,6 +3,8 @@
 Three stages, as the paper's: the decoder learns to answer from scenes that are told (in place of a language model that
 is there already); then it is frozen while the patch layers learn from pictures and from the teacher; then all is tuned.
 The teacher is a run of `siglip_tiny`: `--config.stages.a_language.init_from.teacher='WORKDIR#image'` says where it is.
+EVEv2 (2025, arXiv 2502.06788) has two convolutions, no teacher, and weights of their own for images in each block: the
+second stage trains these, from copies of the language's, and leaves the language as it is.
 """
 
 from vlm_jax.configs._answers import decoder, questions
@@ -12,6 +14,7 @@ from vlm_jax.config import bind, late
 VARIANTS = {
     "short": "20 steps a stage, to see that everything works; nothing is aligned",
     "plain": "without the teacher, to compare with",
+    "v2": "EVEv2: convolutions, and image weights in each block; no teacher",
 }
 SIDE, PATCH, MERGE = 8, 4, 2
 ROWS = SIDE // MERGE
@@ -19,7 +22,7 @@ LENGTH = 44 + 1 + ROWS * (ROWS + 1)  # a told scene and a question, or a picture
 
 
 def get_config(variant: str = ""):
-    taught = variant == ""
+    taught, divided = variant == "", variant == "v2"
     patches = dict(patch_size=PATCH, merge=MERGE, patches=SIDE**2)
     images = bind(
         "data.conversation_images.NativeImages",
@@ -47,8 +50,9 @@ def get_config(variant: str = ""):
         sampling=bind("generate.Sampling", max_tokens=4),
         model=bind(
             "models.eve.Eve",
-            decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8),
+            decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8, modalities=1 + divided),
             **patches,
+            embedding="convolutions" if divided else "attention",
             width=96,
             num_heads=4,
             teacher=teacher if taught else None,
@@ -56,17 +60,19 @@ def get_config(variant: str = ""):
     )
     told = dict(described=True)
     frozen = ("teacher/.*",) if taught else ()
+    language = r"decoder/(?!blocks/\d+/image/).*" if divided else "decoder/.*"
     examples = (20 * 64,) * 3 if variant == "short" else (64_000, 64_000, 128_000)
     config.optimizer.learning_rate = 1e-3
     config.stages = dict(  # in the order of their names
         a_language=dict(
             total_examples=examples[0],
             init_from=dict(teacher="workdirs/siglip_tiny#image") if taught else None,
+            task=dict(model=dict(decoder=dict(modalities=1))),
             optimizer=dict(freeze=frozen),
             data=dict(source=told),
             evals=dict(questions=dict(source=told)),
         ),
-        b_alignment=dict(total_examples=examples[1], optimizer=dict(freeze=(*frozen, "decoder/.*"))),
+        b_alignment=dict(total_examples=examples[1], optimizer=dict(freeze=(*frozen, language))),
         c_tuning=dict(total_examples=examples[2], optimizer=dict(freeze=frozen)),
     )
     return config

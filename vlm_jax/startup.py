@@ -158,6 +158,7 @@ def with_params(plan: Plan, state: TrainState, params: dict, skip: Sequence[str]
     live = merge(state.params, state.frozen)
     model = plan.experiment.task.model
     resize = getattr(getattr(model, "image", model), "posemb_resize", "bilinear")
+    params = model.complete(params) if hasattr(model, "complete") else params
     live = warm_start.fit(params, live, plan.stacks, (*plan.experiment.init_from_skip, *skip), resize)
     trained, frozen = plan.experiment.optimizer.split(live, plan.stacks)
     ema = jax.tree.map(jnp.copy, trained) if state.ema else {}

@@ -1,11 +1,12 @@
-"""EVE's two layers against their equations, written out over images, rows and patches (arXiv:2406.11832, section 3)."""
+"""EVE's layers against their equations, written out over images, rows and patches (arXiv:2406.11832, section 3), and
+EVEv2's against convolutions (arXiv:2502.06788, section 3)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vlm_jax.nn.functional import Functional
-from vlm_jax.nn.patch_layers import PatchAligning, PatchEmbedding, pool_to
+from vlm_jax.nn.patch_layers import PatchAligning, PatchConvolutions, PatchEmbedding, pool_to
 
 from .random_parameters import random_parameters
 
@@ -79,6 +80,36 @@ def test_patch_embedding():
             np.testing.assert_allclose(ours[row, 10 + image], mlp(cls), atol=1e-5)
             patch, vector = patch + rows * columns, vector + len(pooled)
         np.testing.assert_allclose(ours[row, -1], mlp(p["split"]), atol=1e-5)
+
+
+def convolved(image, kernel, bias):
+    """By a convolution whose stride is its size; `kernel` as a matrix."""
+    stride = round((len(kernel) / image.shape[-1]) ** 0.5)
+    kernel = kernel.reshape(stride, stride, image.shape[-1], -1)
+    layout = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(image[None], kernel, (stride, stride), "VALID", dimension_numbers=layout)
+    return np.asarray(out[0] + bias)
+
+
+def test_patch_convolutions():
+    """Two convolutions over the pixels of each image."""
+    module = Functional(PatchConvolutions, 27, WIDTH, OUT, 2, dtype="float32")
+    p = numpy_parameters(module)
+    ours = np.asarray(jax.jit(module)(p, PATCHES, GRIDS))
+    assert ours.shape == (2, 10 + 3 + 1, OUT)
+    for row, grids in enumerate(GRIDS):
+        patch = vector = 0
+        for rows, columns in grids:
+            patches = PATCHES[row, patch : patch + rows * columns].reshape(rows, columns, 3, 3, 3)
+            patch += rows * columns
+            if rows == 0:
+                continue
+            pixels = patches.swapaxes(1, 2).reshape(3 * rows, 3 * columns, 3)
+            first = gelu(convolved(pixels, p["conv1"]["kernel"], p["conv1"]["bias"]))
+            tokens = convolved(first, p["conv2"]["kernel"], p["conv2"]["bias"]).reshape(-1, OUT)
+            np.testing.assert_allclose(ours[row, vector : vector + len(tokens)], tokens, atol=1e-5)
+            vector += len(tokens)
+        np.testing.assert_array_equal(ours[row, 10:], [p["cls"]] * 3 + [p["split"]])
 
 
 def test_patch_aligning():

@@ -70,7 +70,7 @@ def model(config: dict, where: str) -> ConfigDict:
 
 def describe(model: LanguageModel) -> dict[str, Any]:
     """The config.json of the class that is this model. Raises UserError: there is none."""
-    for field, value in {"norm": "rms", "bias": False, "rotary": 1.0, "activation": "swiglu"}.items():
+    for field, value in {"norm": "rms", "bias": False, "rotary": 1.0, "activation": "swiglu", "modalities": 1}.items():
         if getattr(model, field) != value:
             raise UserError(
                 f"no class of transformers that is written here has {field}={getattr(model, field)!r}; they have "

@@ -47,6 +47,8 @@ class LanguageModel(Stack):
       norm: "rms" or "layer". qk_norm: the same for queries and keys, None for none.
       bias: of output projections and perceptrons; `qkv_bias` is that of query, key and value.
       rope_theta, rotary: base of the wavelengths of positions, and the fraction of a head that they turn.
+      modalities: with 2, tokens of images have weights of their own in each block, `blocks/.../image`; see
+        `nn.causal.CausalBlock`. Embedding, last norm and head are shared.
     """
 
     sizes: ClassVar[Mapping[str, Size]] = SIZES
@@ -68,6 +70,7 @@ class LanguageModel(Stack):
     bias: bool = False
     rope_theta: float = 10_000.0
     rotary: float = 1.0
+    modalities: int = 1
 
     def validate(self) -> None:
         """Raises UserError where fields do not fit each other."""
@@ -86,6 +89,10 @@ class LanguageModel(Stack):
             raise UserError("a language model has no layer_scale; leave it None.")
         if self.activation != SWIGLU and not self.bias:
             raise UserError(f"activation={self.activation!r} has biases: set bias=True, or activation={SWIGLU!r}.")
+        if self.modalities not in (1, 2):
+            raise UserError(f"modalities={self.modalities}: 1 is one set of weights, 2 is another one for images.")
+        if self.modalities == 2 and self.qk_norm is not None:
+            raise UserError(f"qk_norm={self.qk_norm!r} is not there for modalities=2; leave it None.")
         if not 0 < self.rotary <= 1 or int(self.dim_of_head * self.rotary) % 2:
             raise UserError(
                 f"rotary={self.rotary} of a head of {self.dim_of_head} is no even number of features; change one."
@@ -124,6 +131,7 @@ class LanguageModel(Stack):
             bias=self.bias,
             rope_theta=self.rope_theta,
             rotary=self.rotary,
+            modalities=self.modalities,
         )
 
     @functools.cached_property
@@ -148,6 +156,7 @@ class LanguageModel(Stack):
         segment_ids: Int[Array, "batch time"] | None = None,
         *,
         prefix: Bool[Array, "batch time"] | None = None,
+        image: Bool[Array, "batch time"] | None = None,
         taps: Sequence[str] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[str, Any]]:
         """What the head is applied to, of each token, and `aux["taps"]`, the activations named there.
@@ -157,6 +166,7 @@ class LanguageModel(Stack):
           segment_ids: 1, 2, ... for the sequences that a row packs, contiguous; 0 is padding, whose output means
             nothing. Each sequence has positions of its own, and sees nothing of the others. None: a row is one.
           prefix: tokens that all of their segment see (prefix-LM: Raffel et al. 2020, section 3.2); None for none.
+          image: tokens of images, where `modalities` is 2; None for none.
 
         Raises:
           UserError: the sequences are longer than the model's `length`, or a tap is unknown.
@@ -168,7 +178,7 @@ class LanguageModel(Stack):
             segment_ids = jnp.ones(x.shape[:2], jnp.int32)
         segment_ids = shard.constrain(segment_ids, "batch", None)
         positions = within_segments(segment_ids)
-        stream, outputs = self._blocks.stream(params["blocks"], x, segment_ids, positions, prefix, taps=taps)
+        stream, outputs = self._blocks.stream(params["blocks"], x, segment_ids, positions, prefix, image, taps=taps)
         hidden = self._parts["ln_post"](params["ln_post"], *stream, method="of_sum")
         outputs |= {"embed": x, "ln_post": hidden}
         return hidden, {"taps": {tap: outputs[tap] for tap in taps}}
@@ -184,6 +194,8 @@ class LanguageModel(Stack):
         x: Int[Array, "batch time"] | Float[Array, "batch time dim"],
         cache: Cache,
         count: Int[Array, " batch"] | None = None,
+        *,
+        image: Bool[Array, "batch time"] | None = None,
     ) -> tuple[Float[Array, "batch dim"], Cache]:
         """What the head is applied to, of the last token of each row that is put after those of the cache; and it.
 
@@ -191,10 +203,11 @@ class LanguageModel(Stack):
           x: ids or vectors of tokens; each row's own first, then padding.
           count: how many of them are the row's own; None for all. What padding leaves behind is not seen, and the next
             tokens are put over it.
+          image: as of `apply`.
         """
         x = self._vectors(params, x)
         count = jnp.full(x.shape[0], x.shape[1]) if count is None else count
-        stream, layers = self._blocks.extend(params["blocks"], x, cache["layers"], cache["length"])
+        stream, layers = self._blocks.extend(params["blocks"], x, cache["layers"], cache["length"], image)
         last = lambda x: jnp.take_along_axis(x, (count - 1)[:, None, None], axis=1)
         hidden = self._parts["ln_post"](params["ln_post"], *map(last, stream), method="of_sum")
         return hidden[:, 0], {"layers": layers, "length": cache["length"] + count}
@@ -208,6 +221,12 @@ class LanguageModel(Stack):
         """The logits of the next token, f32."""
         head = self.head(params).astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+    def complete(self, params: Params) -> Params:
+        """Parameters of a decoder of one modality (per-layer names) with those of images, which start as copies."""
+        if self.modalities == 1:
+            return params
+        return params | {"blocks": {name: {"image": block} | block for name, block in params["blocks"].items()}}
 
     def _vectors(self, params: Params, x: Array) -> Float[Array, "batch time dim"]:
         self._check_length(x.shape[1])

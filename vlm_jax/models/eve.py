@@ -1,4 +1,5 @@
-"""EVE (Diao et al. 2024, arXiv:2406.11832): a decoder that sees images without an encoder, and learns from one."""
+"""EVE (Diao et al. 2024, arXiv:2406.11832): a decoder that sees images without an encoder, and learns from one; and
+EVEv2 (Diao et al. 2025, arXiv:2502.06788), which learns from none."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from jaxtyping import Array, Float
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.multimodal import Batch, MultimodalDecoder, Variables, native, place, places, same
-from vlm_jax.models.tower import stacks_of
+from vlm_jax.models.tower import check, stacks_of
 from vlm_jax.models.two_tower import normalize, normalize_patches
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn.functional import Functional
-from vlm_jax.nn.patch_layers import PatchAligning, PatchEmbedding, pool_to, pooled_places
+from vlm_jax.nn.patch_layers import PatchAligning, PatchConvolutions, PatchEmbedding, pool_to, pooled_places
+
+EMBEDDINGS = {"attention": PatchEmbedding, "convolutions": PatchConvolutions}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Teacher:
 class Eve(MultimodalDecoder):
     """The patch embedding layer in front of a decoder, and in training the patch aligning layer behind it.
 
+    EVEv2 is `embedding="convolutions"` without a teacher, and `decoder.modalities=2`.
+
     An image of `rows` x `columns` patches takes `1 + rows / 2 * (columns / 2 + 1)` places: CLS, and a token for 2 x 2
     patches, with the split token after each row.
 
@@ -58,7 +63,8 @@ class Eve(MultimodalDecoder):
     Attributes (besides those of `MultimodalDecoder`):
       patch_size: side of a patch in pixels. merge: patches along a side of what becomes a token.
       patches, images: of a row, at most.
-      width, num_heads: of the patch embedding layer.
+      embedding: "attention" or "convolutions"; `nn.patch_layers.PatchEmbedding` and `PatchConvolutions`.
+      width, num_heads: of the patch embedding layer; convolutions have no heads.
       teacher: None leaves the alignment out.
       image_mean, image_std: of pixels in [0, 1]; uint8 patches are normalised with them on the device.
     """
@@ -67,6 +73,7 @@ class Eve(MultimodalDecoder):
     merge: int = 2
     patches: int = 2304
     images: int = 1
+    embedding: str = "attention"
     width: int = 1024
     num_heads: int = 8
     teacher: Teacher | None = None
@@ -83,7 +90,8 @@ class Eve(MultimodalDecoder):
                 raise UserError(f"{field}={getattr(self, field)} must be at least 1.")
         if self.patches % self.merge**2:
             raise UserError(f"patches={self.patches} is no multiple of merge={self.merge} squared.")
-        if self.width % self.num_heads:
+        check("embedding", self.embedding, EMBEDDINGS)
+        if self.embedding == "attention" and self.width % self.num_heads:
             raise UserError(f"width={self.width} is not divisible by num_heads={self.num_heads}; set both.")
         if self.teacher is not None and len(self.aligned_taps) < 2:
             raise UserError(
@@ -106,8 +114,8 @@ class Eve(MultimodalDecoder):
     def _parts(self) -> dict[str, Any]:
         c, width = self, self.decoder.geometry.width
         dtype = {"dtype": self.decoder.dtype}
-        sizes = (3 * c.patch_size**2, c.width, width, c.num_heads, c.merge)
-        parts = {"embedding": Functional(PatchEmbedding, *sizes, **dtype), "decoder": self.decoder}
+        sizes = (3 * c.patch_size**2, c.width, width, *((c.num_heads,) if c.embedding == "attention" else ()), c.merge)
+        parts = {"embedding": Functional(EMBEDDINGS[c.embedding], *sizes, **dtype), "decoder": self.decoder}
         if self.teacher is not None:
             t = self.teacher
             sizes = (width, t.image.geometry.width, len(self.aligned_taps), t.num_heads)
@@ -157,7 +165,8 @@ class Eve(MultimodalDecoder):
         x = self.embed(variables, batch, train=train)
         params, aligned = variables["params"], train and self.teacher is not None
         taps = self.aligned_taps if aligned else ()
-        hidden, aux = self.decoder.apply(params["decoder"], x, batch["text_segment_ids"], taps=taps)
+        image = self.at_images(batch)
+        hidden, aux = self.decoder.apply(params["decoder"], x, batch["text_segment_ids"], image=image, taps=taps)
         if aligned:
             aux["losses"] = {"alignment": (self.teacher.weight, self.alignment(variables, batch, aux["taps"]))}
         return hidden, aux

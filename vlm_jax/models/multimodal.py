@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import Cache, LanguageModel
 from vlm_jax.models.tower import stacks_of
+from vlm_jax.nn.functional import Params
 from vlm_jax.nn.positions import within_segments
 
 Batch = Mapping[str, Array]
@@ -121,19 +122,30 @@ class MultimodalDecoder(abc.ABC):
     def embed(self, variables: Variables, batch: Batch, *, train: bool = False) -> Float[Array, "batch time dim"]:
         """The decoder's input: vectors of the tokens, and of images at their places."""
 
+    def at_images(self, batch: Batch) -> Bool[Array, "batch time"] | None:
+        """The tokens at places of images, where the decoder has weights for them."""
+        divided = self.decoder.modalities == 2 and "text_image_ids" in batch
+        return batch["text_image_ids"] > 0 if divided else None
+
+    def complete(self, params: Params) -> Params:
+        """Given parameters (per-layer names), and those that start as copies of them."""
+        return params | {"decoder": self.decoder.complete(params["decoder"])} if "decoder" in params else params
+
     def hidden(
         self, variables: Variables, batch: Batch, *, train: bool = False, key: Array | None = None
     ) -> tuple[Float[Array, "batch time dim"], dict[str, Any]]:
         """What the head is applied to, of each token."""
         x = self.embed(variables, batch, train=train)
-        return self.decoder.apply(variables["params"]["decoder"], x, batch["text_segment_ids"])
+        image = self.at_images(batch)
+        return self.decoder.apply(variables["params"]["decoder"], x, batch["text_segment_ids"], image=image)
 
     def start(self, variables: Variables, batch: Batch, places: int) -> tuple[Float[Array, "batch vocab"], Cache]:
         """The logits after each prompt, one a row and padded on the right, and a cache of so many places."""
         params = variables["params"]["decoder"]
         cache = self.decoder.cache(batch["text"].shape[0], places)
         count = (batch["text_segment_ids"] > 0).sum(axis=1)
-        hidden, cache = self.decoder.extend(params, self.embed(variables, batch), cache, count)
+        image = self.at_images(batch)
+        hidden, cache = self.decoder.extend(params, self.embed(variables, batch), cache, count, image=image)
         return self.decoder.logits(params, hidden), cache
 
     def extend(

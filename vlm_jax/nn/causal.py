@@ -48,11 +48,13 @@ class CausalAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch time dim"],
+        q: Float[Array, "batch time heads_dim"],
+        kv: Float[Array, "batch time two_kv_heads_dim"],
         positions: Int[Array, "batch time"],
         segment_ids: Int[Array, "batch time"],
         prefix: Bool[Array, "batch time"] | None,
-    ) -> Float[Array, "batch time dim"]:
+    ) -> Float[Array, "batch time heads_dim"]:
+        """From what the layers `q` and `kv` give to what `out` takes; each token goes through these by itself."""
         c = self.config
 
         def core(q, kv, positions, segment_ids, prefix=None):
@@ -65,13 +67,17 @@ class CausalAttention(nnx.Module):
             return out.reshape(*q.shape[:2], -1)
 
         core = jax.checkpoint(core) if c.remat == "attention" else core
-        arguments = [self.q(x), self.kv(x), positions, segment_ids] + ([] if prefix is None else [prefix])
+        arguments = [q, kv, positions, segment_ids] + ([] if prefix is None else [prefix])
         axes = [TOKENS, TOKENS] + [("batch", None)] * (len(arguments) - 2)
-        return self.out(shard.per_shard(core, axes, TOKENS, checked=False)(*arguments))
+        return shard.per_shard(core, axes, TOKENS, checked=False)(*arguments)
 
     def extend(
-        self, x: Float[Array, "batch time dim"], positions: Int[Array, "batch time"], cache: LayerCache
-    ) -> tuple[Float[Array, "batch time dim"], LayerCache]:
+        self,
+        q: Float[Array, "batch time heads_dim"],
+        kv: Float[Array, "batch time two_kv_heads_dim"],
+        positions: Int[Array, "batch time"],
+        cache: LayerCache,
+    ) -> tuple[Float[Array, "batch time heads_dim"], LayerCache]:
         """The same for tokens after those of a cache, whose places `positions` they take."""
 
         def core(q, kv, positions, k, v):
@@ -84,8 +90,8 @@ class CausalAttention(nnx.Module):
 
         axes = [TOKENS, TOKENS, ("batch", None), HEADS, HEADS]
         run = shard.per_shard(core, axes, (TOKENS, HEADS, HEADS))
-        out, k, v = run(self.q(x), self.kv(x), positions, cache["k"], cache["v"])
-        return self.out(out), {"k": k, "v": v}
+        out, k, v = run(q, kv, positions, cache["k"], cache["v"])
+        return out, {"k": k, "v": v}
 
     def _heads(self, q: Array, kv: Array, positions: Array) -> tuple[Array, Array, Array]:
         """Query, key and value of a device's heads, normed and turned."""
@@ -100,7 +106,14 @@ class CausalAttention(nnx.Module):
 
 
 class CausalBlock(nnx.Module):
-    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`; the stream is that of `transformer.Block`."""
+    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`; the stream is that of `transformer.Block`.
+
+    With two modalities the block has itself once more for tokens of images, under `image`: their norms, matrices and
+    perceptron (Diao et al. 2025, arXiv:2502.06788, section 3). All tokens attend to one another as ever. Both are
+    computed for all tokens and chosen from, as in the published code: twice the products of a plain block, but static
+    shapes whatever a row mixes, and no token moves between devices. Without an `image`, as for tokens that are written,
+    only the text's are computed.
+    """
 
     def __init__(self, config: CausalTransformer, init: Initializers, *, rngs: nnx.Rngs):
         c = config
@@ -110,6 +123,8 @@ class CausalBlock(nnx.Module):
         options = {"activation": c.activation, "remat": c.remat in ("mlp", "block")}
         options |= {"bias": c.bias} if c.activation == SWIGLU else {}
         self.mlp = perceptron(c.width, c.mlp_dim, **options, dtype=c.dtype, init=init, rngs=rngs)
+        alone = dataclasses.replace(c, modalities=1)
+        self.image = CausalBlock(alone, init, rngs=rngs) if c.modalities == 2 else None
 
     def __call__(
         self,
@@ -118,10 +133,10 @@ class CausalBlock(nnx.Module):
         segment_ids: Int[Array, "batch time"],
         positions: Int[Array, "batch time"],
         prefix: Bool[Array, "batch time"] | None = None,
+        image: Bool[Array, "batch time"] | None = None,
     ) -> Stream:
-        x, h = self.ln1.add(x, pending)
-        x, h = self.ln2.add(x, self.attn(h, positions, segment_ids, prefix))
-        return x, self.mlp(h)
+        x, q, kv = self.before(x, pending, image)
+        return self.after(x, self.attn(q, kv, positions, segment_ids, prefix), image)
 
     def extend(
         self,
@@ -129,23 +144,42 @@ class CausalBlock(nnx.Module):
         pending: Float[Array, "batch time dim"] | None,
         cache: LayerCache,
         length: Int[Array, " batch"],
+        image: Bool[Array, "batch time"] | None = None,
     ) -> tuple[Stream, LayerCache]:
         """The same for tokens after the first `length` of each row, and the cache with theirs."""
-        x, h = self.ln1.add(x, pending)
-        attended, cache = self.attn.extend(h, length[:, None] + jnp.arange(x.shape[1]), cache)
-        x, h = self.ln2.add(x, attended)
-        return (x, self.mlp(h)), cache
+        x, q, kv = self.before(x, pending, image)
+        attended, cache = self.attn.extend(q, kv, length[:, None] + jnp.arange(x.shape[1]), cache)
+        return self.after(x, attended, image), cache
+
+    def before(self, x: Array, pending: Array | None, image: Array | None) -> tuple[Array, Array, Array]:
+        """The sum of the stream, and query, key and value of each token."""
+        added, h = self.ln1.add(x, pending)
+        found = added, self.attn.q(h), self.attn.kv(h)
+        return found if image is None else _choose(image, self.image.before(x, pending, None), found)
+
+    def after(self, x: Array, attended: Array, image: Array | None) -> Stream:
+        """The stream behind the block, of what each token's heads have gathered."""
+        added, h = self.ln2.add(x, self.attn.out(attended))
+        found = added, self.mlp(h)
+        return found if image is None else _choose(image, self.image.after(x, attended, None), found)
+
+
+def _choose(image: Bool[Array, "batch time"], those: tuple[Array, ...], others: tuple[Array, ...]) -> tuple[Array, ...]:
+    """`those` of the tokens of images, `others` of the rest."""
+    return tuple(jnp.where(image[..., None], a, b) for a, b in zip(those, others))
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalTransformer(Transformer):
-    """`depth` equal blocks of a decoder. `apply` and `stream` take segments as their mask, then positions and prefix.
+    """`depth` equal blocks of a decoder. `apply` and `stream` take segments as their mask, then positions, prefix and
+    image; `extend` takes image.
 
     Attributes (besides those of `Transformer`):
       num_kv_heads, head_dim: heads of keys and values, and the width of each head.
       norm, qk_norm: "rms" or "layer"; of queries and keys None for none.
       bias: of the output projection and the perceptron.
       rope_theta, rotary: see `rotary.rotate`.
+      modalities: see `CausalBlock`.
     """
 
     num_kv_heads: int = dataclasses.field(kw_only=True)
@@ -155,6 +189,7 @@ class CausalTransformer(Transformer):
     bias: bool = False
     rope_theta: float = 10_000.0
     rotary: float = 1.0
+    modalities: int = 1
 
     @functools.cached_property
     def _block(self) -> Functional:

@@ -1,5 +1,5 @@
-"""EVE's two layers: what makes tokens of patches, and what aligns them with an encoder (Diao et al. 2024,
-arXiv:2406.11832, sections 3.1 and 3.2)."""
+"""EVE's layers: what makes tokens of patches, and what aligns them with an encoder (Diao et al. 2024, arXiv:2406.11832,
+sections 3.1 and 3.2); and what makes tokens in EVEv2 (Diao et al. 2025, arXiv:2502.06788, section 3)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.nn.activations import ACTIVATIONS
 from vlm_jax.nn.initializers import Initializers, initializers
 from vlm_jax.nn.layers import layer_norm, linear
 from vlm_jax.nn.mlp import Projector
@@ -88,11 +89,8 @@ class PatchEmbedding(nnx.Module):
         x = self.patch(patches.astype(self.dtype))
         batch, time, _ = x.shape
         member, image = members(grids, time // self.merge**2, self.merge)
-        near = jnp.take_along_axis(x, member.reshape(batch, -1, 1), axis=1).reshape(*member.shape, -1)
         # Each patch is a member once: its key and value are made before it is put beside the others.
-        kv = self.local.keys_values(x)
-        kv = jnp.take_along_axis(kv, member.reshape(batch, -1, 1), axis=1).reshape(*member.shape, -1)
-        pooled = self.local(near.mean(axis=2), kv)
+        pooled = self.local(beside(x, member).mean(axis=2), beside(self.local.keys_values(x), member))
         own = image[:, None, :] == 1 + jnp.arange(grids.shape[1])[:, None]
         kv = self.all.keys_values(pooled)
         kv = jnp.broadcast_to(kv[:, None], (batch, grids.shape[1], *kv.shape[1:]))
@@ -100,6 +98,42 @@ class PatchEmbedding(nnx.Module):
         cls = self.all(cls, kv, own)
         split = jnp.broadcast_to(self.split[...].astype(self.dtype), (batch, 1, x.shape[-1]))
         return self.mlp(jnp.concatenate([pooled, cls, split], axis=1))
+
+
+class PatchConvolutions(nnx.Module):
+    """EVEv2's patch embedding: a convolution, GELU, and another over `merge` x `merge` of what it gives.
+
+    Strides are sizes, so that both are matrices. CLS and the split token are learned vectors of the decoder's width.
+    """
+
+    def __init__(self, patch_dim: int, width: int, out_dim: int, merge: int, *, dtype: str, rngs: nnx.Rngs):
+        init, options = initializers("jax", width=width, depth=1), {"dtype": dtype, "rngs": rngs}
+        self.conv1 = linear(patch_dim, width, init=init.head, **options)
+        self.conv2 = linear(merge**2 * width, out_dim, init=init.head, **options)
+        self.cls = nnx.Param(normal(1.0)(rngs.params(), (out_dim,)))
+        self.split = nnx.Param(normal(1.0)(rngs.params(), (out_dim,)))
+        self.merge, self.dtype = merge, dtype
+
+    def __call__(
+        self, patches: Float[Array, "batch time patch"], grids: Int[Array, "batch images 2"]
+    ) -> Float[Array, "batch vectors dim"]:
+        """The same vectors in the same order as of `PatchEmbedding`, for the same arguments."""
+        x = ACTIVATIONS["gelu"](self.conv1(patches.astype(self.dtype)))
+        batch, time, _ = x.shape
+        member, _ = members(grids, time // self.merge**2, self.merge)
+        pooled = self.conv2(beside(x, member).reshape(*member.shape[:2], -1))
+        cls, split = self.cls[...].astype(self.dtype), self.split[...].astype(self.dtype)
+        cls = jnp.broadcast_to(cls, (batch, grids.shape[1], cls.shape[0]))
+        split = jnp.broadcast_to(split, (batch, 1, split.shape[0]))
+        return jnp.concatenate([pooled, cls, split], axis=1)
+
+
+def beside(
+    x: Float[Array, "batch time dim"], member: Int[Array, "batch count members"]
+) -> Float[Array, "batch count members dim"]:
+    """The patches that each pooled vector is of."""
+    flat = member.reshape(x.shape[0], -1, 1)
+    return jnp.take_along_axis(x, flat, axis=1).reshape(*member.shape, -1)
 
 
 def members(

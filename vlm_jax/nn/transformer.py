@@ -206,12 +206,17 @@ class Transformer:
         return {name: one(params[name]) for name in self._names}
 
     def extend(
-        self, params: Params, x: Float[Array, "batch time dim"], cache: dict[str, Any], length: Int[Array, " batch"]
+        self,
+        params: Params,
+        x: Float[Array, "batch time dim"],
+        cache: dict[str, Any],
+        length: Int[Array, " batch"],
+        *context: Array,
     ) -> tuple[Stream, dict[str, Any]]:
         """The stream of tokens that come after the first `length` of each row, and the cache with theirs.
 
-        It is what `stream` gives for causal blocks, up to rounding. The caches of scanned layers are changed where they
-        are: nothing copies a cache for one token.
+        It is what `stream` gives for causal blocks, up to rounding; `context` is what blocks of a subclass take
+        besides. The caches of scanned layers are changed where they are: nothing copies a cache for one token.
         """
         block = functools.partial(self._block, method="extend")
         if self.scan:
@@ -219,7 +224,7 @@ class Transformer:
             def layer(carry, layer):
                 (stream, cache), (params, index) = carry, layer
                 own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, keepdims=False), cache)
-                stream, own = block(params, *stream, own, length)
+                stream, own = block(params, *stream, own, length, *context)
                 put = lambda leaf, part: jax.lax.dynamic_update_index_in_dim(leaf, part, index, 1)
                 return (stream, jax.tree.map(put, cache, own)), None
 
@@ -227,5 +232,5 @@ class Transformer:
             return jax.lax.scan(layer, start, (params, jnp.arange(self.depth)))[0]
         stream, out = (x, None), {}
         for name in self._names:
-            stream, out[name] = block(params[name], *stream, cache[name], length)
+            stream, out[name] = block(params[name], *stream, cache[name], length, *context)
         return stream, out
