@@ -90,16 +90,22 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Of each packing what its rows hold, and images a second in its fastest step; they take turns."""
     prepared = {name: prepare(packing, examples, width, depth) for name, packing in packings.items()}
-    fastest = dict.fromkeys(packings, float("inf"))
-    for _ in range(rounds):
-        for name, (_, run) in prepared.items():
-            begin = time.perf_counter()
-            run()
-            fastest[name] = min(fastest[name], time.perf_counter() - begin)
+    seconds = fastest({name: run for name, (_, run) in prepared.items()}, rounds)
     return {
-        name: found | {"images_per_s": round(found["pairs"] / fastest[name], 2)}
+        name: found | {"images_per_s": round(found["pairs"] / seconds[name], 2)}
         for name, (found, _) in prepared.items()
     }
+
+
+def fastest(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each one's fastest run; they take turns."""
+    seconds = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return seconds
 
 
 def main() -> None:
