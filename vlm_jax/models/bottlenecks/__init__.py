@@ -1,0 +1,1 @@
+"""What stands between the encoder and the decoder of an autoencoder: nothing, noise, or a choice among codes."""
