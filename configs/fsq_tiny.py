@@ -1,0 +1,19 @@
+"""Finite scalar quantisation on CIFAR-10 on a CPU: 576 bits for an image, one of 8 x 8 x 8 codes at 8 x 8 places.
+
+    python -m vlm_jax.main --config=fsq_tiny --config.data.source.path='cifar10/train-*.parquet' \\
+        --config.evals.reconstructions.source.path='cifar10/test-*.parquet'
+
+The bottleneck is that of Mentzer et al. (2023, arXiv:2309.15505), with no codebook to learn and no loss of its own;
+their levels for about as many codes are (8, 6, 5), and (8, 8, 8) is chosen to have the bits of `vqvae_tiny`. Its
+figures have still to be measured.
+"""
+
+from vlm_jax.configs._autoencoders import TINY, tiny
+
+from vlm_jax.config import bind
+
+VARIANTS = TINY
+
+
+def get_config(variant: str = ""):
+    return tiny(variant, bind("models.bottlenecks.scalar.FSQ", levels=(8, 8, 8)))

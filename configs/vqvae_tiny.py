@@ -1,0 +1,23 @@
+"""A VQ-VAE of CIFAR-10 on a CPU: 576 bits for an image, one of 512 codes at each of 8 x 8 places.
+
+    python -m vlm_jax.main --config=vqvae_tiny --config.data.source.path='cifar10/train-*.parquet' \\
+        --config.evals.reconstructions.source.path='cifar10/test-*.parquet'
+
+512 codes and running means with decay 0.99 are the paper's (van den Oord et al. 2017, arXiv:1711.00937, section 4.2,
+appendix A.1). Its commitment weight of 0.25 goes with a squared error over the variance of the data; that of CIFAR-10's
+pixels in [0, 1] is 0.06, and 0.015 the same weight beside the error itself. The start by k-means, the revival of codes
+used less than once a batch (8 is the mean), the networks and the schedule are chosen. Without start and revival:
+`--config.task.model.bottleneck.kmeans=0 --config.task.model.bottleneck.revive=0.0`. Its figures have still to be
+measured.
+"""
+
+from vlm_jax.configs._autoencoders import TINY, tiny
+
+from vlm_jax.config import bind
+
+VARIANTS = TINY
+
+
+def get_config(variant: str = ""):
+    codes = dict(size=512, dim=16, beta=0.015, decay=0.99, revive=1.0, kmeans=10)
+    return tiny(variant, bind("models.bottlenecks.vq.VectorQuantiser", **codes))
