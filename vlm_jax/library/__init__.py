@@ -14,13 +14,15 @@ from vlm_jax import interop, tree
 from vlm_jax import mesh as meshes
 from vlm_jax.data.chat_template import Template
 from vlm_jax.errors import UserError
+from vlm_jax.library.autoencoding import AutoencoderModel
 from vlm_jax.library.captions import CaptionModel, writes_captions
 from vlm_jax.library.conversing import ConversationModel, conversing
 from vlm_jax.library.found import foreign, of_run
 from vlm_jax.library.model import Model
+from vlm_jax.models.autoencoder import Autoencoder
 from vlm_jax.models.multimodal import MultimodalDecoder
 
-__all__ = ["CaptionModel", "ConversationModel", "Model", "load"]
+__all__ = ["AutoencoderModel", "CaptionModel", "ConversationModel", "Model", "load"]
 
 
 def load(
@@ -33,11 +35,12 @@ def load(
     devices: Sequence[Any] | None = None,
     layout: meshes.Layout | None = None,
     batch_size: int = 64,
-) -> Model | CaptionModel | ConversationModel:
+) -> Model | CaptionModel | ConversationModel | AutoencoderModel:
     """The model of a workdir, of an export, or of a folder or file of another library (see `vlm_jax.interop.read`).
 
     What it is depends on what the path holds: a `Model` embeds; a `CaptionModel` (CoCa, captioners) also writes what
-    images show; a `ConversationModel` (language models, LLaVA, Fuyu, EVE) answers prompts.
+    images show; a `ConversationModel` (language models, LLaVA, Fuyu, EVE) answers prompts; an `AutoencoderModel` turns
+    images into tokens and back.
 
     Args:
       path: a workdir, an export, a Hugging Face or open_clip folder, big_vision's `.npz`, or `hf:ORG/NAME`.
@@ -72,6 +75,10 @@ def load(
     mesh = layout.make(jax.devices() if devices is None else devices)
     params = tree.stack(params, network.stacks)
     params = jax.device_put(params, meshes.shardings(params, layout, mesh, network.stacks))
+    if isinstance(network, Autoencoder):
+        variables = {"params": params, "state": jax.device_put(found.state, meshes.replicated(mesh))}
+        own = {"source": str(path), "step": found.step, "image": found.image, "mesh": mesh, "batch_size": batch_size}
+        return AutoencoderModel(task=found.task, variables=variables, **own)
     captions = writes_captions(network)
     if captions:
         extra = {"sampling": found.sampling, "begin_id": found.begin_id}

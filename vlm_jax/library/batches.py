@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlm_jax import mesh as meshes
+from vlm_jax.data.errors import UnreadableImage
+from vlm_jax.data.image import ImageTransform
 from vlm_jax.errors import UserError
 
 Images = Any  # a picture or several: `PIL.Image`, path, encoded bytes, uint8 array [h, w, 3]; or [n, h, w, 3]
@@ -76,6 +79,25 @@ def listed(images: Images) -> Sequence:
         array = np.asarray(images)
         return array if array.ndim == 4 else array[None]
     return list(images) if is_several(images) else [images]
+
+
+def read(image: ImageTransform, pictures: Sequence) -> np.ndarray | dict[str, np.ndarray]:
+    """A batch, decoded by as many threads as there are cores. Raises UserError, which names what cannot be read."""
+    seen: set[int] = set()
+    for picture in pictures:
+        if id(picture) in seen and hasattr(picture, "load"):
+            picture.load()  # a `PIL.Image` that is given twice, and that two threads must not decode at once
+        seen.add(id(picture))
+    with ThreadPoolExecutor(min(len(pictures), os.cpu_count() or 1)) as pool:
+        return image.batch(list(pool.map(functools.partial(_one, image), pictures)))
+
+
+def _one(image: ImageTransform, picture: Any) -> np.ndarray:
+    name = picture if isinstance(picture, str | os.PathLike) else type(picture).__name__
+    try:
+        return image(content(picture))
+    except UnreadableImage as error:
+        raise UserError(f"{name}: {error}.") from error
 
 
 def content(picture: Any) -> Any:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vlm_jax import config as configs
 from vlm_jax import interop
 from vlm_jax.checkpoint import load_params
@@ -17,6 +19,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.generate import Sampling
 from vlm_jax.interop import ours
 from vlm_jax.interop.imported import RGB
+from vlm_jax.models.autoencoder import Autoencoder
 from vlm_jax.models.captioner import Captions
 from vlm_jax.models.decoder import LanguageModel
 from vlm_jax.models.multimodal import MultimodalDecoder, TextDecoder
@@ -34,6 +37,7 @@ class Found:
       text: None where there is none, with the `reason`; its tokenizer is "" where that did not come along.
       conversations: how prompts are written; None for those that are continued as they stand, or never.
       sampling: how the run writes. begin_id: the token that captions begin with.
+      task, state: of an autoencoder's run.
     """
 
     family: str
@@ -48,6 +52,8 @@ class Found:
     conversations: Conversations | None = None
     sampling: Sampling = Sampling()
     begin_id: int | None = None
+    task: Any = None
+    state: dict = dataclasses.field(default_factory=dict)
 
 
 def foreign(path: str | os.PathLike) -> Found:
@@ -88,9 +94,14 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
         )
     run = ours.open_run(path)
     network = configs.build(run.model)
-    if not isinstance(network, TwoTower | ViT | Captions | MultimodalDecoder):
+    if not isinstance(network, TwoTower | ViT | Captions | MultimodalDecoder | Autoencoder):
         raise UserError(f"{path}: a {type(network).__name__} embeds neither images nor texts, and writes nothing.")
     params, meta = load_params(path, weights, step)
+    task, state = None, {}
+    if isinstance(network, Autoencoder):
+        task = configs.build(run.config.task)
+        if jax.eval_shape(network.bottleneck.init_state, jax.random.key(0)):
+            state, _ = load_params(path, "state", meta["step"])
     return Found(
         family="vlm_jax",
         step=meta["step"],
@@ -104,4 +115,6 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
         conversations=None if run.conversations is None else configs.build(run.conversations),
         sampling=Sampling() if run.sampling is None else configs.build(run.sampling),
         begin_id=None if run.text is None else run.text.bos_id,
+        task=task,
+        state=state,
     )

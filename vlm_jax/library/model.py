@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +14,13 @@ from jaxtyping import Array, Float, Int32
 
 from vlm_jax import mesh as meshes
 from vlm_jax import tree
-from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate import cards
 from vlm_jax.evaluate.calibration import softmax
 from vlm_jax.evaluate.cards import Card
-from vlm_jax.library.batches import Batches, Images, content, listed
+from vlm_jax.library.batches import Batches, Images, listed
 from vlm_jax.models.two_tower import TwoTower, normalize, unit_norm
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import shard
@@ -215,21 +212,7 @@ class Model:
         return Batches(self.mesh, self.batch_size)
 
     def _read(self, pictures: Sequence) -> np.ndarray | dict[str, np.ndarray]:
-        """A batch, decoded by as many threads as there are cores."""
-        seen: set[int] = set()
-        for picture in pictures:
-            if id(picture) in seen and hasattr(picture, "load"):
-                picture.load()  # a `PIL.Image` that is given twice, and that two threads must not decode at once
-            seen.add(id(picture))
-        with ThreadPoolExecutor(min(len(pictures), os.cpu_count() or 1)) as pool:
-            return self.image.batch(list(pool.map(self._one, pictures)))
-
-    def _one(self, picture: Any) -> np.ndarray:
-        name = picture if isinstance(picture, str | os.PathLike) else type(picture).__name__
-        try:
-            return self.image(content(picture))
-        except UnreadableImage as error:
-            raise UserError(f"{name}: {error}.") from error
+        return read(self.image, pictures)
 
     def _number(self, name: str) -> float:
         return float(meshes.gather(getattr(self.network, name)(self.variables), self.mesh))
