@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=256, help="of PCA, an image")
     parser.add_argument("--codes", type=int, default=512, help="of k-means")
     parser.add_argument("--patch", type=int, default=4, help="side of the patches of k-means, in pixels")
-    parser.add_argument("--patches", type=int, default=400_000, help="that k-means is fitted on")
+    parser.add_argument("--patches", type=int, default=100_000, help="that k-means is fitted on")
     parser.add_argument("--workdir", type=pathlib.Path, action="append", default=[], help="of a run; may be repeated")
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
