@@ -32,7 +32,7 @@ def last_metrics(tmp_path: Path, *arguments: str) -> dict[str, float]:
 
 
 def test_the_first_steps_of_siglip_tiny_learn_colours(tmp_path):
-    steps = ["--config.total_examples=9600", "--config.data.source.size=4800", "--config.evaluate_percent=None"]
+    steps = ["--config.total_examples=16000", "--config.data.source.size=8000", "--config.evaluate_percent=None"]
     few = ["--config.evals.zero_shot_seen.source.size=480", "--config.evals.retrieval.source.size=64"]
     found = last_metrics(tmp_path, "--config=siglip_tiny", *steps, *few)
     assert found["eval/zero_shot_seen/top1"] > 3 / 48  # chance is 1 in 48, colours alone give 1 in 6

@@ -66,6 +66,7 @@ def steps(folder):
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_stages_run_in_order_and_once(recipe, tmp_path, capsys):
     workdir = tmp_path / "run"
     argv = [f"--config={recipe}", f"--workdir={workdir}"]

@@ -125,6 +125,7 @@ def test_microbatches_must_divide_over_devices(tmp_path):
         startup.make_plan(experiment, jax.devices())
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tmp_path):
     run = lambda seed: float(one_step(small_experiment(tmp_path, seed=seed), jax.devices()[:1], batches=2)[1]["loss"])
     assert run("3") == run("3") != run("4")

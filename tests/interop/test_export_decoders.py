@@ -91,6 +91,7 @@ def test_language_models(kind, tmp_path, capsys):
     assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in card and "chat template 'plain' is not written" in card
 
 
+@pytest.mark.full
 def test_llava(tmp_path, capsys):
     torch = peers.torch()
     workdir = writers.workdir(tmp_path / "run", "llava_tiny", writers.CONVERSING, writers.LLAVA, LLAVA)

@@ -75,6 +75,7 @@ def test_positions_at_another_size(siglip, tmp_path):
     np.testing.assert_array_equal(flat(start)["image/embed/posemb"], expected)
 
 
+@pytest.mark.full
 def test_what_is_left_out_stays_as_initialised(siglip, tmp_path):
     stepper, start, _ = begin(
         tmp_path, siglip, init_from_skip="('text/.*', 'logit_.*')", task__model__text__vocab_size="60"

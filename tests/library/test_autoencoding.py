@@ -8,6 +8,8 @@ import vlm_jax
 from vlm_jax import main
 from vlm_jax.errors import UserError
 
+pytestmark = pytest.mark.full
+
 PICTURES = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)) for _ in range(3)]
 
 
@@ -52,7 +54,6 @@ def test_what_are_no_tokens(model):
         model.encode_tokens(b"no picture")
 
 
-@pytest.mark.full
 def test_latents_that_are_numbers(tmp_path):
     model = vlm_jax.load(run("vae_tiny", tmp_path / "run"))
     assert model.reconstruct(PICTURES).shape == (3, 32, 32, 3)

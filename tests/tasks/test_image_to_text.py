@@ -90,6 +90,7 @@ def test_a_share_of_the_examples_is_predicted_in_parallel():
     np.testing.assert_allclose(evaluated, expected()[0][0], rtol=1e-5)
 
 
+@pytest.mark.full
 def test_predictions():
     v = random_parameters(MODEL)
     predict = dataclasses.replace(TASK, bos_id=3, sampling=Sampling(max_tokens=4, stop=(VOCAB,))).predict(v)

@@ -20,7 +20,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.evaluate import cards
 from vlm_jax.evaluate.calibration import softmax
 from vlm_jax.evaluate.cards import Card
-from vlm_jax.library.batches import Batches, Images, listed
+from vlm_jax.library.batches import Batches, Images, listed, read
 from vlm_jax.models.two_tower import TwoTower, normalize, unit_norm
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import shard
