@@ -174,7 +174,11 @@ class Transformer:
           UserError: `params` are those of another number of unrolled blocks.
           ValueError: the same, where they are scanned.
         """
-        block = jax.checkpoint(self._block, prevent_cse=not self.scan) if self.remat == "block" else self._block
+        block = self._block
+        if self.remat == "block":
+            kept = jax.checkpoint(self._block, prevent_cse=not self.scan)
+            # What is kept of a block is its input: one array, not the two terms of it.
+            block = lambda params, x, pending, *rest: kept(params, x if pending is None else x + pending, None, *rest)
         outputs = {}
         if self.scan:
             tapped = [i for i, name in enumerate(self.tap_names) if name in taps]
