@@ -152,8 +152,8 @@ class VqganDecoder(_Vqgan):
 
 
 @dataclasses.dataclass(frozen=True)
-class VitEncoder(Stack):
-    """Patches and transformer blocks, as in ViT-VQGAN (Yu et al. 2021, arXiv:2110.04627, section 3.1).
+class _Vit(Stack):
+    """What both directions of ViT-VQGAN share (Yu et al. 2021, arXiv:2110.04627, section 3.1).
 
     Attributes (besides those of `Stack`):
       patch_size, image_size: in pixels.
@@ -165,7 +165,10 @@ class VitEncoder(Stack):
     def validate(self) -> None:
         """Raises UserError where fields do not fit each other."""
         super().validate()
-        _check_patches(self)
+        if min(self.patch_size, self.image_size) < 1 or self.image_size % self.patch_size:
+            raise UserError(f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}.")
+        if self.geometry.width % 4:
+            raise UserError(f"positions need a width divisible by 4, not {self.geometry.width}.")
 
     @property
     def stride(self) -> int:
@@ -176,6 +179,11 @@ class VitEncoder(Stack):
     def dim(self) -> int:
         """Width of the features."""
         return self.geometry.width
+
+
+@dataclasses.dataclass(frozen=True)
+class VitEncoder(_Vit):
+    """Patches and transformer blocks."""
 
     @functools.cached_property
     def _parts(self) -> dict[str, Functional]:
@@ -193,32 +201,13 @@ class VitEncoder(Stack):
 
 
 @dataclasses.dataclass(frozen=True)
-class VitDecoder(Stack):
+class VitDecoder(_Vit):
     """The way back: fixed positions, transformer blocks, and the pixels of each patch by one matrix.
 
-    Attributes (besides those of `Stack`):
-      patch_size, image_size: in pixels.
-      channels: of each pixel.
+    Attributes: `channels` of each pixel.
     """
 
-    patch_size: int = 8
-    image_size: int = 256
     channels: int = 3
-
-    def validate(self) -> None:
-        """Raises UserError where fields do not fit each other."""
-        super().validate()
-        _check_patches(self)
-
-    @property
-    def stride(self) -> int:
-        """Pixels along a side of one place."""
-        return self.patch_size
-
-    @property
-    def dim(self) -> int:
-        """Width of the features."""
-        return self.geometry.width
 
     @functools.cached_property
     def _parts(self) -> dict[str, Functional]:
@@ -235,10 +224,3 @@ class VitDecoder(Stack):
         x = self._parts["head"](params["head"], x).astype(jnp.float32)
         x = x.reshape(batch, rows, cols, self.patch_size, self.patch_size, self.channels).swapaxes(2, 3)
         return x.reshape(batch, rows * self.patch_size, cols * self.patch_size, self.channels)
-
-
-def _check_patches(c: VitEncoder | VitDecoder) -> None:
-    if min(c.patch_size, c.image_size) < 1 or c.image_size % c.patch_size:
-        raise UserError(f"image_size={c.image_size} is not divisible by patch_size={c.patch_size}.")
-    if c.geometry.width % 4:
-        raise UserError(f"positions need a width divisible by 4, not {c.geometry.width}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 
@@ -21,21 +22,21 @@ class Rounded(Bottleneck):
     """A quantiser of each channel, and how its codes are used."""
 
     @property
+    @abc.abstractmethod
     def dim(self) -> int:
         """Channels that are rounded."""
-        raise NotImplementedError
 
     def init(self, key: Array, in_dim: int, out_dim: int) -> Params:
         """`in` and `out`: to the channels and from them."""
         return projections(key, in_dim, (self.dim, self.dim), out_dim)
 
+    @abc.abstractmethod
     def quantised(self, z: Float[Array, "tokens dim"]) -> losses.Quantised:
         """The quantiser itself."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def numbers(self, codes: Int[Array, "tokens"]) -> Float[Array, "tokens dim"]:
         """What codes stand for."""
-        raise NotImplementedError
 
     def weighed(self, z: Float[Array, "tokens dim"], at: Moment) -> dict:
         """Losses of its own."""
