@@ -41,8 +41,12 @@ def step(tpu):
 
 
 def test_logits_are_never_in_memory(step):
-    """They would be 1 GiB a chip. What there is, is the head, which is whole on each chip, and its gradient, in f32."""
-    assert step.temporaries < 2.5 * VOCAB * WIDTH * 4 < 0.7 * LOGITS
+    """They would be 1 GiB a chip. What there is, is the head, which is whole on each chip, and its gradient, in f32.
+
+    The most that is alive at once: the size of the heap depends on the compiler's luck in packing it.
+    """
+    alive = step.peak - step.arguments - step.outputs
+    assert alive < 2.2 * VOCAB * WIDTH * 4 < 0.6 * LOGITS
 
 
 def test_attention_is_not_free_in_a_plan(step):
