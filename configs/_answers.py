@@ -12,8 +12,8 @@ def decoder(**changes):
     return bind("models.decoder.LanguageModel", **{**sizes, **options, **changes})
 
 
-def questions(images, *, short: bool, length: int = LENGTH):
-    """An experiment without its task."""
+def questions(images, *, short: bool, length: int = LENGTH, turns: int = 1):
+    """An experiment without its task: conversations of so many questions, 480,000 of which are an epoch."""
     shapes = dict(image_size=32)
     config = bind("experiment.Experiment")
     config.total_examples = 60 * 64 if short else 180_000
@@ -28,7 +28,7 @@ def questions(images, *, short: bool, length: int = LENGTH):
     source = bind("data.sources.shapes.Shapes", size=60_000, scenes="uniform", **shapes)
     config.data = bind(
         "data.pipeline.Pipeline",
-        source=bind("data.sources.shapes.ShapesQuestions", shapes=source, per_scene=8),
+        source=bind("data.sources.shapes.ShapesQuestions", shapes=source, per_scene=8 // turns, turns=turns),
         image=late("image"),
         text=late("text"),
         conversations=late("conversations"),

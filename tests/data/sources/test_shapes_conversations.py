@@ -60,6 +60,27 @@ def test_questions_are_drawn_by_index_and_differ_within_a_scene():
     assert [asked(again[scene]) for scene in range(80)] == [asked(backwards[8 * scene]) for scene in range(80)]
 
 
+def test_a_conversation_may_have_several_turns():
+    one, all_of_them = ShapesQuestions(SHAPES, per_scene=8), ShapesQuestions(SHAPES, per_scene=1, turns=8)
+    assert len(all_of_them) == 80
+    for scene in range(80):
+        record = all_of_them[scene]
+        turns = [asked({**record, "messages": list(turn)})[1:2] for turn in _turns(record["messages"])]
+        count = len(SHAPES.questions(scene))
+        assert turns == [asked(one[8 * scene + number])[1:2] for number in range(count)] and 5 <= count <= 8
+        last = asked(one[8 * scene + count - 1])
+        assert (record["answers"], record["type"]) == ([last[1]], last[2])
+        assert [m["content"][0] for m in record["messages"] if not isinstance(m["content"], str)] == [{"type": "image"}]
+    second = ShapesQuestions(SHAPES, per_scene=2, turns=3)[1]["messages"]
+    assert [m["content"] for m in second[2:]] == [m["content"] for m in all_of_them[0]["messages"][8:12]]
+    told = ShapesQuestions(SHAPES, turns=4, described=True)[0]["messages"]
+    assert ". " in told[0]["content"] and len(told) == 8 and not any(". " in m["content"] for m in told[1:])
+
+
+def _turns(messages: list) -> zip:
+    return zip(messages[::2], messages[1::2])
+
+
 def test_a_description_answers_its_question():
     source = ShapesQuestions(SHAPES, per_scene=None, described=True)
     for index in range(0, len(source), 7):
@@ -87,11 +108,15 @@ def test_captions_are_questions_and_answers():
 
 
 def test_what_tells_one_from_another():
-    sources = [ShapesQuestions(SHAPES, **options) for options in ({}, {"per_scene": 2}, {"described": True})]
+    changes = ({}, {"per_scene": 2}, {"turns": 2}, {"described": True})
+    sources = [ShapesQuestions(SHAPES, **options) for options in changes]
     sources += [ShapesQuestions(Shapes(size=80))]
-    assert len({source.fingerprint for source in sources}) == 4 and sources[0].name == "shapes/val/questions"
+    assert len({source.fingerprint for source in sources}) == 5 and sources[0].name == "shapes/val/questions"
     with pytest.raises(UserError, match=r"^ShapesQuestions\.per_scene=0 must be at least 1"):
         ShapesQuestions(SHAPES, per_scene=0)
+    for options, wanted in (({"turns": 0}, "at least 1"), ({"turns": 2, "per_scene": None}, "1, as per_scene=None")):
+        with pytest.raises(UserError, match=rf"^ShapesQuestions\.turns={options['turns']} must be {wanted}"):
+            ShapesQuestions(SHAPES, **options)
 
 
 def test_images_and_descriptions_in_one_batch():

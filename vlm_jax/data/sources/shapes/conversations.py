@@ -1,4 +1,4 @@
-"""`ShapesQuestions`: questions about drawn scenes, as conversations of one turn."""
+"""`ShapesQuestions`: questions about drawn scenes, as conversations."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ _VERSION = 1  # part of the fingerprint: raise it whenever the same index gives 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesQuestions:
-    """An image, a question about it, and its answer, a word: `Shapes.questions` as conversations.
+    """An image, questions about it, each with its answer, a word: `Shapes.questions` as conversations.
 
     Attributes:
       shapes: the scenes.
-      per_scene: questions about each, drawn at random and different as far as there are so many (5 to 8); None takes
-        every question once, as for evaluation: scenes are then drawn once to count them.
+      per_scene: conversations about each, of questions drawn at random and different as far as there are so many (5 to
+        8); None takes every question once, as for evaluation: scenes are then drawn once to count them.
+      turns: questions of a conversation, or all there are; several make more of each image, as its tokens are computed
+        once for all. Evaluators ask the last one, after the others' answers.
       described: a sentence says what the scene has, in place of its image; relations are not asked for. So a model of
         images is trained on texts as well, in a mixture.
     """
 
     shapes: Shapes
     per_scene: int | None = 1
+    turns: int = 1
     described: bool = False
 
     class_names: ClassVar[tuple[str, ...]] = ()
@@ -44,11 +47,14 @@ class ShapesQuestions:
         self.validate()
 
     def validate(self) -> None:
-        """Raises: UserError for no questions."""
+        """Raises: UserError for no questions, or several of those that are taken one by one."""
         if self.per_scene is not None and self.per_scene < 1:
             raise UserError(
                 f"ShapesQuestions.per_scene={self.per_scene} must be at least 1, or None for all questions."
             )
+        if self.turns < 1 or (self.per_scene is None and self.turns > 1):
+            wanted = "1, as per_scene=None takes questions one by one" if self.turns > 1 else "at least 1"
+            raise UserError(f"ShapesQuestions.turns={self.turns} must be {wanted}.")
 
     @property
     def name(self) -> str:
@@ -56,27 +62,32 @@ class ShapesQuestions:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return content_hash(_VERSION, self.shapes.fingerprint, self.per_scene, self.described)
+        return content_hash(_VERSION, self.shapes.fingerprint, self.per_scene, self.turns, self.described)
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self.per_scene is None else self.per_scene * len(self.shapes)
 
     def __getitem__(self, index: int) -> dict:
-        """`messages`, a question and its answer; `answers`, `type` (one of `questions.TYPES`), `key` "SCENE:NUMBER".
+        """`messages`, questions and answers in turn; of the last one `answers` and `type` (one of `questions.TYPES`).
 
-        `cluster` is the scene, whose questions depend on one another. And `image` uint8 [image_size, image_size, 3],
-        unless it is described.
+        `key` is "SCENE:NUMBER", `cluster` is the scene, whose questions depend on one another. And `image` uint8
+        [image_size, image_size, 3], unless it is described.
         """
         scene, number, asked = self._asked(index)
         drawn = self.shapes.scene(scene)
-        content = [{"type": "image"}, {"type": "text", "text": asked.question}]
+        messages = []
+        for question in asked:
+            messages.append({"role": "user", "content": question.question})
+            messages.append({"role": "assistant", "content": question.answer})
         if self.described:
-            content = f"{description(drawn)}. {asked.question}"
+            messages[0]["content"] = f"{description(drawn)}. {asked[0].question}"
+        else:
+            messages[0]["content"] = [{"type": "image"}, {"type": "text", "text": asked[0].question}]
         return {
             **({} if self.described else {"image": render(drawn, self.shapes.image_size)}),
-            "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": asked.answer}],
-            "answers": [asked.answer],
-            "type": asked.type,
+            "messages": messages,
+            "answers": [asked[-1].answer],
+            "type": asked[-1].type,
             "cluster": scene,
             "key": f"{scene}:{number}",
         }
@@ -90,19 +101,21 @@ class ShapesQuestions:
             scene, _, asked = self._asked(index)
             if self.described:
                 yield f"{description(self.shapes.scene(scene))}."
-            yield asked.question
-            yield asked.answer
+            for question in asked:
+                yield question.question
+                yield question.answer
 
-    def _asked(self, index: int) -> tuple[int, int, Question]:
-        """Scene, number of the question, and the question."""
+    def _asked(self, index: int) -> tuple[int, int, list[Question]]:
+        """Scene, number of the conversation, and its questions."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} questions, asked for number {index}.")
+            raise IndexError(f"{self.name} has {len(self)} conversations, asked for number {index}.")
         if self.per_scene is None:
             scene, number = locate(self._starts, index)
-            return scene, number, self._answerable(self.shapes.questions(scene))[number]
+            return scene, number, [self._answerable(self.shapes.questions(scene))[number]]
         scene, number = divmod(index, self.per_scene)
         asked = self._answerable(self.shapes.shuffled_questions(scene))
-        return scene, number, asked[number % len(asked)]
+        first, turns = number * self.turns, min(self.turns, len(asked))
+        return scene, number, [asked[k % len(asked)] for k in range(first, first + turns)]
 
     def _answerable(self, asked: list[Question]) -> list[Question]:
         return [question for question in asked if not (self.described and question.type == "relation")]
