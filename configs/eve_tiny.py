@@ -18,7 +18,7 @@ VARIANTS = {
 }
 SIDE, PATCH, MERGE = 8, 4, 2
 ROWS = SIDE // MERGE
-LENGTH = 44 + 1 + ROWS * (ROWS + 1)  # a told scene and a question, or a picture and one
+LENGTH = 80 + 1 + ROWS * (ROWS + 1)  # eight questions about a picture, or about a scene that is told
 
 
 def get_config(variant: str = ""):
@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
         cls=True,
         view=32 if taught else None,
     )
-    config = questions(images, short=variant == "short", length=LENGTH)
+    config = questions(images, short=variant == "short", length=LENGTH, turns=8)
     tower = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
     teacher = bind(
         "models.eve.Teacher",
@@ -61,7 +61,7 @@ def get_config(variant: str = ""):
     told = dict(described=True)
     frozen = ("teacher/.*",) if taught else ()
     language = r"decoder/(?!blocks/\d+/image/).*" if divided else "decoder/.*"
-    examples = (20 * 64,) * 3 if variant == "short" else (64_000, 64_000, 128_000)
+    examples = (20 * 64,) * 3 if variant == "short" else (8_000, 8_000, 32_000)
     config.optimizer.learning_rate = 1e-3
     config.stages = dict(  # in the order of their names
         a_language=dict(
