@@ -106,6 +106,8 @@ def test_meta_holds_config_data_state_and_preprocessing(whole):
     assert last["data"]["next_index"] == 16 * STEPS
     assert last["data"]["sources"][0]["length"] == 200
     assert last["preprocessing"]["image"]["size"] == 32
+    assert last["environment"]["packages"]["jax"] == jax.__version__ and last["environment"]["devices"] == {"cpu": 1}
+    assert last["environment"]["flags"]["XLA_FLAGS"] == FAST and last["milestone"] is False
 
 
 def check_same(workdir: Path, whole: Path) -> None:

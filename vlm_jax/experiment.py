@@ -30,7 +30,7 @@ class Profile:
 
 
 @dataclasses.dataclass(frozen=True)
-@timed("total", "log", "checkpoint", "evaluate")
+@timed("total", "log", "checkpoint", "milestone", "evaluate")
 class Experiment:
     """The root of a config.
 
@@ -46,12 +46,12 @@ class Experiment:
       optimizer: and its schedule.
       evals: evaluators by the name their metrics get, `eval/NAME/METRIC`.
       tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
-      total, log, checkpoint, evaluate: durations, each in `_steps`, `_examples`, `_epochs` or `_percent`.
+      total, log, checkpoint, milestone, evaluate: durations, each in `_steps`, `_examples`, `_epochs` or `_percent`.
       batch_size: pairs of the global batch. microbatches: parts it is worked through in.
       ema: decay of the moving average of the parameters; None keeps none.
       mesh: axes and rules of partition.
       grad_dtype: what gradients of matrices are summed in over devices; bfloat16 halves their messages.
-      keep_checkpoints: how many steps stay on disk.
+      keep_checkpoints: how many steps stay on disk, the newest; those of `milestone_steps` stay for ever besides.
       resume: a workdir to continue from where this one has no checkpoint; everything is taken over.
       init_from: a workdir or checkpoint whose parameters are the start; or a model of another library: a folder of
         Hugging Face or open_clip, a big_vision `.npz`, `hf:ORG/NAME` (see `vlm_jax.interop`). Or several of these by
@@ -119,7 +119,7 @@ class Experiment:
             where = "conversations" if packing is None else "packing"
             raise UserError(f"config.batch_size={self.batch_size} is not a multiple of config.{where}.rows={rows}.")
         _ = self.clock  # two units of the total, or none, is an error now
-        for name in ("log", "checkpoint", "evaluate"):
+        for name in ("log", "checkpoint", "milestone", "evaluate"):
             self.clock.steps(self, name)
         self.optimizer.schedule.make(self.clock)
         if not 0 <= self.seed < 2**63:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vlm_jax import config as configs
-from vlm_jax import flops, program, report, startup
+from vlm_jax import environment, flops, program, report, startup
 from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
@@ -29,6 +29,8 @@ from vlm_jax.stop import Stop
 
 # Seconds that a network's filesystem may take to show one host what another has written.
 SHARED = 90.0
+# Seconds between tries of the last save.
+LAST_TRIES = (1.0, 5.0, 20.0)
 
 
 @dataclasses.dataclass
@@ -88,7 +90,7 @@ class Run:
                 counted=_first_holder(plan.mesh, experiment.batch_size),
             )
         # The run is accepted: from here on the workdir is its own.
-        writers = report.Writers(_files(experiment, config, workdir) if first else [])
+        writers = report.Writers(_files(experiment, config, workdir) if first else [], warn)
         if data and first:
             report.replace_file(workdir / "config.json", configs.to_json(config).encode())
             writers.truncate_after(step)
@@ -162,7 +164,7 @@ class Run:
         return meshes.put({k: batch[k] for k in wanted}, self.rows, self.experiment.batch_size, self.plan.mesh)
 
     def due(self, name: str, step: int) -> bool:
-        """Whether `log`, `checkpoint` or `evaluate` falls on this step."""
+        """Whether `log`, `checkpoint`, `milestone` or `evaluate` falls on this step."""
         defaults = {"log": max(1, min(50, self.total // 20)), "checkpoint": max(1, self.total // 5)}
         every = self.experiment.clock.steps(self.experiment, name, defaults.get(name))
         return bool(every) and step % every == 0
@@ -204,17 +206,24 @@ class Run:
             self.writers.write(step, {f"eval/{name}/{key}": value for key, value in result.items()})
             if jax.process_index() == 0:
                 folder, node = self.workdir / "evaluations" / str(step), self.config["evals"].get(name, {})
-                results.write(folder, name, result, evaluator=node, weights=str(self.workdir), step=step)
+                with report.or_told(f"{folder}/{name}", self.warn):
+                    results.write(folder, name, result, evaluator=node, weights=str(self.workdir), step=step)
             self.artifacts.update({f"{name}/{key}": value for key, value in result.artifacts.items()})
             shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
             self.progress.note(f"step {step}  {name}: {shown}")
         self.write_report()
+
+    def due_save(self, step: int) -> bool:
+        """Whether a checkpoint falls on this step, or one that failed is to be tried again."""
+        return self.due("checkpoint", step) or self.due("milestone", step) or self.store.overdue()
 
     def save(self, state: TrainState, step: int) -> None:
         """A checkpoint, written while training goes on."""
         meta = {
             "config": configs.plain(self.config),
             "stage": 0,
+            "milestone": self.due("milestone", step),
+            "environment": environment.describe(),
             "data": self.batches.state(self.link.gather),
             "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},
         }
@@ -238,7 +247,9 @@ class Run:
             self.progress.note(f"trace of the profiled steps: {self.workdir / 'profile'}")
 
     def write_report(self) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() > 0:
+            return
+        with report.or_told("the report", self.warn):
             report.write_report(
                 self.workdir,
                 title=self.workdir.name,
@@ -267,20 +278,33 @@ class Run:
         head += ", or used without the images that they lack" if self.experiment.data.documents else ""
         return [head, *named] if count else []
 
-    def finish(self, state: TrainState, step: int, stopped: bool) -> None:
-        """Waits for the last save and says where everything is."""
+    def saved_at_last(self, state: TrainState, step: int) -> bool:
+        """Whether the last step is on disk; waits for it, and tries a few times more where that fails."""
+        for pause in LAST_TRIES:
+            if self.store.wait() or jax.process_count() > 1:
+                break
+            time.sleep(pause)
+            self.save(state, step)
+        return self.store.wait()
+
+    def finish(self, state: TrainState, step: int, stopped: bool) -> bool:
+        """Waits for the last save and says where everything is; returns whether that is all on disk."""
         self.end_profile()
-        self.store.wait()
+        saved = self.saved_at_last(state, step)
         if self.artifacts or not (self.workdir / "report.html").exists():  # else its pictures would be lost
             self.write_report()
+        if not saved:
+            self.progress.note(f"error: step {step} is not saved; the same command goes on from the last that is")
+            return False
         if stopped:
             self.progress.note(f"stopped after step {step}, saved; the same command goes on from there")
-            return
+            return True
         seconds = report.duration(self.chrono.training_seconds)
         self.progress.note(f"done: {step} steps, {seconds} of training in this process")
         self.progress.note(f"checkpoint  {self.workdir / 'checkpoints' / str(step)}")
         self.progress.note(f"metrics     {self.workdir / 'metrics.jsonl'}")
         self.progress.note(f"report      {self.workdir / 'report.html'}")
+        return True
 
     def close(self) -> None:
         """Lets go of everything, also after an error."""

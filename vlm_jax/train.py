@@ -57,7 +57,7 @@ def _loop(run: Run, stop: Stop) -> int:
             window = []
         else:
             run.progress.update(step)
-        names, saving = run.due_evaluators(step, step == total), run.due("checkpoint", step)
+        names, saving = run.due_evaluators(step, step == total), run.due_save(step)
         if names or saving:
             metrics["loss"].block_until_ready()  # the steps in flight are training, and not part of the pause
             with run.chrono.pause():
@@ -71,8 +71,8 @@ def _loop(run: Run, stop: Stop) -> int:
     if saved < step:
         run.save(state, step)
     stopped = step < total
-    run.finish(state, step, stopped)
-    return stop.exit_code if stopped else 0
+    safe = run.finish(state, step, stopped)
+    return stop.exit_code if stopped else 0 if safe else 1
 
 
 def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path, link: Alone | Link = Alone()) -> int:
@@ -96,7 +96,8 @@ def dry_run(experiment: Experiment, config: Mapping, folder: Path, link: Alone |
             run.log(1, [metrics])
             run.evaluate(state, 1, list(experiment.evals))
             run.save(state, 1)
-            run.store.wait()
+            if not run.store.wait():
+                raise UserError("the checkpoint could not be saved; the line above says why.")
             again = startup.begin(run.plan, run.store, run.warn).state
             same = jax.tree.map(lambda a, b: bool((a == b).all()), state, again)
             if not all(jax.tree.leaves(same)):

@@ -144,10 +144,28 @@ def test_another_model(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_another_set_of_items_lists_a_few_names(tmp_path):
+def test_another_set_of_items_names_arrays_of_many_layers_once(tmp_path):
     saved(tmp_path)
-    with pytest.raises(UserError, match=r"ema/image/.* there and missing here; and \d+ more\.$"):
+    with pytest.raises(UserError) as error:
         restored(tmp_path, {"params": ITEMS["params"], "opt": ITEMS["opt"]})
+    assert "ema/image/blocks/*/mlp/kernel (3 arrays) is float32[32,64] there and missing here; " in str(error.value)
+    assert "ema/logit_scale is float32[] there and missing here." in str(error.value)
+
+
+def test_of_very_many_arrays_some_are_named(tmp_path):
+    saved(tmp_path, {"params": {f"x{i}": jnp.zeros(2) for i in range(30)}})
+    with pytest.raises(UserError, match=r"; and 11 more\.$"):
+        restored(tmp_path, {"params": {"y": jnp.zeros(2)}})
+
+
+def test_milestones_stay(tmp_path):
+    with Store(tmp_path, keep=2, warn=fail) as store:
+        for step in (1, 2, 3):
+            store.save(step, {"params": {"x": jnp.full(3, step)}}, {"milestone": step == 2})
+    with Store(tmp_path, keep=1, warn=fail) as store:  # of another process, told nothing of them
+        for step in (4, 5):
+            store.save(step, {"params": {"x": jnp.full(3, step)}}, {"milestone": False})
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5]
 
 
 def test_a_later_format(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
 import types
 
@@ -123,7 +124,7 @@ def test_read_metrics_passes_over_what_is_not_metrics(tmp_path):
 
 
 def test_writers_are_all_called(tmp_path):
-    writers = Writers([JsonlWriter(tmp_path / "metrics.jsonl"), TensorBoardWriter(tmp_path / "events")])
+    writers = Writers([JsonlWriter(tmp_path / "metrics.jsonl"), TensorBoardWriter(tmp_path / "events")], pytest.fail)
     writers.truncate_after(0)  # a fresh run says so too
     assert not (tmp_path / "events").exists()
     writers.write(1, {"loss": 1.0})
@@ -162,3 +163,23 @@ def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         WandbWriter("vlm", tmp_path)
+
+
+def test_a_full_disk_is_told_once_and_nothing_is_lost(tmp_path):
+    lines = []
+    writers = Writers([JsonlWriter(tmp_path / "metrics.jsonl"), TensorBoardWriter(tmp_path / "events")], lines.append)
+    writers.write(1, {"loss": 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len((tmp_path / "metrics.jsonl").read_bytes()) + 5, hard))
+    try:
+        for step in (2, 3):
+            writers.write(step, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(line.split(":")[0] for line in lines) == ["JsonlWriter", "TensorBoardWriter"]
+    assert steps(tmp_path / "metrics.jsonl") == [1]
+    writers.write(4, {"loss": 1.0})
+    writers.close()
+    assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
+    (events,) = (tmp_path / "events").iterdir()
+    assert events.read_bytes().count(b"loss") == 4

@@ -44,7 +44,7 @@ def read_item(folder: Path, targets: Mapping[str, Any], fingerprints: Mapping[st
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the files
         except Exception as error:
-            raise Damaged(f"{folder.name} cannot be read ({_gist(error)})") from error
+            raise Damaged(f"{folder.name} cannot be read ({gist(error)})") from error
 
     found = tree.flatten(agree(read))
     if wrong := differing(fingerprints, fingerprint(found)):
@@ -83,6 +83,6 @@ def _restore_args(target: jax.ShapeDtypeStruct | None):
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=target.shape, dtype=target.dtype)
 
 
-def _gist(error: Exception) -> str:
+def gist(error: Exception) -> str:
     """The start of an error that may go on for hundreds of lines of TensorStore's specification."""
     return re.split(r"[:\n]", str(error), maxsplit=1)[0].strip()[:80] or type(error).__name__

@@ -7,8 +7,11 @@ WORKDIR/checkpoints/STEP.damaged/                  a step that could not be read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 from vlm_jax.errors import UserError
 
 FORMAT = 1
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
 
 
 class Damaged(Exception):
@@ -35,6 +39,37 @@ def steps(folder: Path) -> list[int]:
     return sorted(
         (int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()), reverse=True
     )
+
+
+def is_step(path: Path) -> bool:
+    """Whether it is the folder of one step, and no workdir."""
+    return path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir()
+
+
+def chosen(path: Path) -> list[Path]:
+    """The folders of steps that a path of the command line means, newest first.
+
+    Raises:
+      UserError: it is neither a workdir with checkpoints nor the folder of a step.
+    """
+    if is_step(path):
+        return [path]
+    found = [root(path) / str(step) for step in steps(root(path))]
+    if not found:
+        raise UserError(f"{path} is no workdir with checkpoints, and no checkpoint.")
+    return found
+
+
+def others(folder: Path) -> tuple[list[str], list[str]]:
+    """(steps that were set aside, what is no checkpoint) in a `checkpoints` folder, by name."""
+    names = sorted(path.name for path in folder.iterdir() if not (path.name.isdecimal() and path.is_dir()))
+    aside = [name for name in names if re.fullmatch(r"\d+\.damaged(\.\d+)?", name)]
+    return aside, [name for name in names if name not in aside]
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def latest_step(workdir: str | Path) -> int | None:
@@ -74,6 +109,14 @@ def read_meta(step_folder: str | Path) -> dict[str, Any]:
     return meta
 
 
+def read_good_meta(step_folder: Path) -> dict[str, Any]:
+    """`read_meta` for a program's user: raises UserError where it is damaged."""
+    try:
+        return read_meta(step_folder)
+    except Damaged as damage:
+        raise UserError(f"{step_folder} is damaged: {damage}.") from damage
+
+
 def of_item(item: str, by_name: Mapping[str, str]) -> dict[str, str]:
     """What `meta` says of the arrays of one item, by their names in it."""
     prefix = f"{item}/"
@@ -82,6 +125,36 @@ def of_item(item: str, by_name: Mapping[str, str]) -> dict[str, str]:
 
 def _checksum(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def milestones(folder: Path) -> set[int]:
+    """Steps of a `checkpoints` folder that are to stay for ever."""
+    found = set()
+    for step in steps(folder):
+        with contextlib.suppress(Damaged):
+            found |= {step} if read_meta(folder / str(step)).get("milestone") else set()
+    return found
+
+
+def no_room(folder: Path, size: int) -> str | None:
+    """Why `size` bytes cannot be written to a folder, in a few words; None where nothing speaks against it."""
+    probe = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        return error.strerror or str(error)
+    if usage.total and usage.free < size:  # mounted buckets may know no size
+        return f"{size / 1e9:.3g} GB are needed and {usage.free / 1e9:.3g} GB free"
+    return None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what failed saves have left: Orbax writes a step beside its place, and renames it when it is whole."""
+    for path in folder.glob(f"*{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(folder: Path, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,17 @@ def of_layer(sharding: Sharding | None) -> Sharding | None:
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
+
+
+def grouped(told: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(name, what) for arrays of which something is told by name; layers of which the same is told share one entry."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, what in told.items():
+        groups.setdefault((re.sub(r"/\d+/", "/*/", name), what), []).append(name)
+    return [
+        (names[0] if len(names) == 1 else f"{pattern} ({len(names)} arrays)", what)
+        for (pattern, what), names in groups.items()
+    ]
 
 
 @functools.cache

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from vlm_jax import tree
 from vlm_jax.checkpoint import folder as disk
-from vlm_jax.checkpoint.arrays import agree, kind, read_item
+from vlm_jax.checkpoint.arrays import agree, gist, kind, read_item
 from vlm_jax.checkpoint.fingerprint import fingerprint
 from vlm_jax.checkpoint.folder import Damaged
-from vlm_jax.checkpoint.layers import to_layers, to_live
+from vlm_jax.checkpoint.layers import grouped, to_layers, to_live
 from vlm_jax.checkpoint.quiet import silence_log
 from vlm_jax.errors import UserError
 
 Tree = Any
+
+# Seconds after which a save that failed is tried again; they double each time.
+FIRST_RETRY, LAST_RETRY, NEVER = 30.0, 600.0, math.inf
+SHOWN = 20  # kinds of arrays that an error names
 
 
 class Store:
     """The checkpoints of one workdir.
 
     Restoring changes nothing on disk. Steps that it found damaged are renamed to `STEP.damaged` by the next save, when
-    training has gone on from an older one.
+    training has gone on from an older one. A save that fails is told and raises nothing: training goes on, what was
+    saved before stays, and `overdue` says when to try again.
 
     Args:
       workdir: checkpoints are in its `checkpoints/`.
-      keep: how many steps stay on disk, the newest.
+      keep: how many steps stay on disk, the newest; those whose `meta` has `milestone` stay besides.
       stacks: scanned groups of layers and their depth, by name; on disk every layer is an array of its own.
-      warn: gets one line for every step that is passed over.
+      warn: gets one line for every step that is passed over, and for every save that fails.
     """
 
     def __init__(
@@ -45,6 +55,9 @@ class Store:
         self._keep, self._stacks, self._warn = keep, dict(stacks or {}), warn
         self._damaged: list[int] = []
         self._last: int | None = None
+        self._good: int | None = None
+        self._retry, self._retry_at = FIRST_RETRY, NEVER
+        self._milestones: set[int] = set()
         self._manager = None
 
     def __enter__(self) -> Store:
@@ -63,12 +76,16 @@ class Store:
           step: names the checkpoint.
           items: live trees `params`, `state`, `opt`, `ema`; empty ones are left out.
           meta: JSON: `config`, `data`, `preprocessing`, ...; added are `format`, `step`, `stage` (0 unless given),
-            and of every array its dtype and shape (`arrays`) and its fingerprint (`fingerprints`).
+            and of every array its dtype and shape (`arrays`) and its fingerprint (`fingerprints`); the time, `saved`.
 
         Raises:
           UserError: another run has saved this step here.
         """
+        self.wait()
         if step == self._last:
+            return
+        if why := self._no_room(sum(leaf.nbytes for leaf in jax.tree.leaves(dict(items)) if hasattr(leaf, "nbytes"))):
+            self._failed(step, why)
             return
         import orbax.checkpoint as ocp
 
@@ -76,11 +93,50 @@ class Store:
         arrays = {item: {name: kind(leaf) for name, leaf in layers.items()} for item, layers in leaves.items()}
         marks = {item: fingerprint(layers) for item, layers in leaves.items()}
         described = {"format": disk.FORMAT, "step": step, "arrays": _join(arrays), "fingerprints": _join(marks)}
+        described["saved"] = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
         arguments = {item: ocp.args.PyTreeSave(tree.unflatten(layers)) for item, layers in leaves.items()}
         arguments["meta"] = ocp.args.JsonSave(disk.seal({"stage": 0, **meta, **described}))
-        self._clear(step)
-        self._open().save(step, args=ocp.args.Composite(**arguments), force=True)
+        try:
+            self._clear(step)
+            manager = self._open()
+            if meta.get("milestone"):
+                self._milestones.add(step)
+            manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # file systems, and what is between them and us, raise all kinds
+            if jax.process_count() > 1:
+                raise  # the others are waiting for this process, and cannot be called back
+            self._drop()
+            disk.remove_unfinished(self._folder)
+            self._failed(step, gist(error))
+            return
         self._last = step
+
+    def overdue(self) -> bool:
+        """Whether a save has failed and should be tried again now; to be asked between steps, it does not wait.
+
+        Of many processes each would give its own answer; they try again at the next checkpoint.
+        """
+        if jax.process_count() > 1:
+            return False
+        if self._manager is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+        return time.monotonic() >= self._retry_at
+
+    def wait(self) -> bool:
+        """Returns when nothing is being written any more: whether the last save is on disk."""
+        if self._manager is not None:
+            why = self._finish()
+            if self._any(bool(why)):
+                self._tell_failed(why or "another process could not write it")
+        return self._retry_at == NEVER
+
+    def close(self) -> None:
+        """Waits, and ends the threads behind; a later save starts them again."""
+        if self._manager is not None and (why := self._finish()):
+            self._tell_failed(why)  # without asking the others, who may be gone
+        self._drop()
 
     def restore_latest(self, abstract: Mapping[str, Tree]) -> tuple[int, dict[str, Tree], dict[str, Any]] | None:
         """The last good step as (step, items, meta), or None where nothing was ever saved.
@@ -101,7 +157,7 @@ class Store:
                 self._warn(f"checkpoint {step} is damaged, going back to the one before: {damage}")
                 self._damaged.append(step)
                 continue
-            self._last = step
+            self._last = self._good = step
             return step, items, meta
         if self._damaged:
             raise UserError(
@@ -109,20 +165,6 @@ class Store:
                 "or start anew in another workdir."
             )
         return None
-
-    def wait(self) -> None:
-        """Returns when everything is on disk, or raises what went wrong in the background."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits, and ends the threads behind; a later save starts them again."""
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            try:
-                manager.wait_until_finished()
-            finally:
-                manager.close()
 
     def _restore(self, step: int, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], dict[str, Any]]:
         folder = self._folder / str(step)
@@ -162,13 +204,71 @@ class Store:
             import orbax.checkpoint as ocp
 
             silence_log()
+            self._milestones = disk.milestones(self._folder)
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+                preservation_policy=Kept(self._keep, self._milestones),
                 cleanup_tmp_directories=True,  # what a killed save has left
                 lightweight_initialize=True,
             )
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         return self._manager
+
+    def _finish(self) -> str:
+        """Waits for the save that is under way; why it failed, if it did."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return gist(error)
+        if self._good != self._last:
+            self._good = self._last
+            self._retry, self._retry_at = FIRST_RETRY, NEVER
+        return ""
+
+    def _drop(self) -> None:
+        """Ends Orbax's manager."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with contextlib.suppress(Exception):  # it raises again what was told
+                manager.close()
+
+    def _tell_failed(self, why: str) -> None:
+        """A save has failed behind; what it left half written goes, as it takes the room that is missing."""
+        step, self._last = self._last, self._good
+        self._drop()
+        if jax.process_index() == 0:
+            disk.remove_unfinished(self._folder)
+        self._failed(step, why)
+
+    def _failed(self, step: int, why: str) -> None:
+        last = "nothing is saved yet" if self._good is None else f"the last checkpoint is {self._good}"
+        self._warn(f"checkpoint {step} could not be saved ({why}); training goes on, {last}")
+        self._retry_at = time.monotonic() + self._retry
+        self._retry = min(2 * self._retry, LAST_RETRY)
+
+    def _no_room(self, size: int) -> str | None:
+        """Why `size` bytes cannot be saved now, if so, as process 0 sees it."""
+        why = disk.no_room(self._folder, size) if jax.process_index() == 0 else None
+        return (why or "process 0 cannot write it") if self._any(why is not None) else None
+
+    def _any(self, flag: bool) -> bool:
+        """Whether it is true of any process."""
+        if jax.process_count() == 1:
+            return flag
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+@dataclasses.dataclass
+class Kept:
+    """Orbax's policy of what stays: the newest, and milestones."""
+
+    newest: int
+    milestones: set[int]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = sorted(info.step for info in checkpoints)[-self.newest :]
+        return [info.step in newest or info.step in self.milestones for info in checkpoints]
 
 
 def _join(items: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -176,12 +276,12 @@ def _join(items: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _check_same(folder: Path, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raises UserError where a checkpoint holds other arrays than the run has."""
-    wrong = [
-        f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+    """Raises UserError where a checkpoint holds other arrays than the run has; layers are told as one."""
+    wrong = {
+        name: f"is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
         for name in sorted({*saved, *wanted})
         if saved.get(name) != wanted.get(name)
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(f"{folder} is not of this model and optimizer: {'; '.join(wrong[:4])}{more}.")
+    }
+    if told := [f"{name} {what}" for name, what in grouped(wrong)]:
+        more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        raise UserError(f"{folder} is not of this model and optimizer: {'; '.join(told[:SHOWN])}{more}.")

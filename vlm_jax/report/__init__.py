@@ -9,6 +9,7 @@ from vlm_jax.report.writers import (
     TensorBoardWriter,
     WandbWriter,
     Writers,
+    or_told,
     read_metrics,
     replace_file,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "WandbWriter",
     "Writers",
     "duration",
+    "or_told",
     "read_metrics",
     "replace_file",
     "write_page",

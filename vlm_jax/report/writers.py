@@ -6,13 +6,17 @@ and `close()`. In a run of many processes only the first one has writers.
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import errno
+import io
 import json
 import math
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,27 @@ def replace_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """Appends to an unbuffered file all of `data`, or, where that raises OSError, nothing."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise
+
+
+@contextlib.contextmanager
+def or_told(what: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """A disk that takes no more is told, and ends nothing: `what` is missing, and the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        warn(f"{what} could not be written ({error.strerror or error}); training goes on")
 
 
 def _step(line: bytes) -> int | None:
@@ -58,15 +83,14 @@ class JsonlWriter:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._mend()
-        self._file = open(self.path, "ab")
+        self._file = open(self.path, "ab", buffering=0)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one line; `step` may be written several times, by training and by each evaluator."""
         if "step" in metrics:
             raise ValueError("a metric cannot be named 'step'")
         line = {"step": int(step)} | {name: _json_number(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        append(self._file, json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of later steps than `step`: a run that resumes there writes them again."""
@@ -75,7 +99,7 @@ class JsonlWriter:
         if len(kept) < len(lines):
             self._file.close()
             replace_file(self.path, b"".join(line + b"\n" for line in kept))
-            self._file = open(self.path, "ab")
+            self._file = open(self.path, "ab", buffering=0)
 
     def close(self) -> None:
         self._file.close()
@@ -135,10 +159,10 @@ class TensorBoardWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             now = time.time()  # TensorBoard reads the files of a folder in the order of their names
             name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
-            self._file = open(self.folder / name, "xb")
-            self._file.write(events.record(events.version(now)))
-        self._file.write(events.record(event))
-        self._file.flush()
+            self._file = open(self.folder / name, "xb", buffering=0)
+        empty = os.fstat(self._file.fileno()).st_size == 0
+        head = events.record(events.version(time.time())) if empty else b""
+        append(self._file, head + events.record(event))
 
 
 class WandbWriter:
@@ -179,15 +203,29 @@ class WandbWriter:
 
 
 class Writers:
-    """Several writers as one."""
+    """Several writers as one. What a full disk does not take is told once, and kept until it does.
 
-    def __init__(self, writers: Iterable[Any]):
+    Args:
+      warn: gets one line when a writer begins to fail.
+    """
+
+    def __init__(self, writers: Iterable[Any], warn: Callable[[str], None]):
         self._writers = tuple(writers)
+        self._waiting: list[collections.deque] = [collections.deque() for _ in self._writers]
+        self._warn = warn
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Gives `metrics` (keys `train/NAME` or `eval/EVALUATOR/NAME`) of `step` to every writer."""
-        for writer in self._writers:
-            writer.write(step, metrics)
+        for writer, waiting in zip(self._writers, self._waiting):
+            waiting.append((step, dict(metrics)))
+            try:
+                while waiting:
+                    writer.write(*waiting[0])
+                    waiting.popleft()
+            except OSError as error:
+                if len(waiting) == 1:
+                    name = type(writer).__name__
+                    self._warn(f"{name}: {error.strerror or error}; metrics are kept until they can be written")
 
     def truncate_after(self, step: int) -> None:
         """Forgets what was written for later steps than `step`, which a resumed run writes again."""
