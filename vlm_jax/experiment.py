@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vlm_jax import config as configs
 from vlm_jax.data.conversations import Conversations
+from vlm_jax.data.fusion import Fusion
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.packing import Packing
 from vlm_jax.data.pipeline import Pipeline
@@ -43,6 +44,8 @@ class Experiment:
         durations count the examples that were packed into them.
       conversations: how conversations are written into rows, shared in the same way; evaluators may take it too. A
         tokenizer that is trained then knows the tokens of its template, and `late("end_id")` is what ends an answer.
+      fusion: how texts and images become tokens of one vocabulary, shared in the same way; it may have late values of
+        the tokenizer, and `late("fused_size")` is the size of its vocabulary.
       optimizer: and its schedule.
       evals: evaluators by the name their metrics get, `eval/NAME/METRIC`.
       tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
@@ -74,6 +77,7 @@ class Experiment:
     text: Text | None = None
     packing: Packing | None = None
     conversations: Conversations | None = None
+    fusion: Fusion | None = None
     tokenizer: str | None = "bytes"
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -116,7 +120,7 @@ class Experiment:
                 "config.data.packing and config.task.packing differ; set both to late('packing'), and config.packing."
             )
         if self.batch_size % (rows := self.data.window[1]):
-            where = "conversations" if packing is None else "packing"
+            where = next(n for n in ("packing", "conversations", "fusion") if getattr(self.data, n) is not None)
             raise UserError(f"config.batch_size={self.batch_size} is not a multiple of config.{where}.rows={rows}.")
         _ = self.clock  # two units of the total, or none, is an error now
         for name in ("log", "checkpoint", "milestone", "evaluate"):
@@ -182,8 +186,19 @@ def open_experiment(config: configs.ConfigDict, assets: Path) -> Experiment:
     if not assets.is_dir():  # everything is checked before anything is written
         with tempfile.TemporaryDirectory() as trial:
             _build(config, spec, Path(trial))
-            shutil.copytree(trial, assets, dirs_exist_ok=True)
+            part = assets.with_name(f".{assets.name}.part")
+            shutil.rmtree(part, ignore_errors=True)  # what a killed run has left
+            shutil.copytree(trial, part)
+            part.rename(assets)
     return _build(config, spec, assets)
+
+
+def fused(config: Mapping, late: Mapping[str, Any]) -> dict[str, Any]:
+    """The late values of a config's `fusion`, given those of its text. Raises UserError where one is not known."""
+    if config.get("fusion") is None:
+        return {"fusion": None}
+    fusion = configs.build(config.fusion, **late)
+    return {"fusion": fusion, "fused_size": fusion.vocabulary.size}
 
 
 def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experiment:
@@ -199,4 +214,5 @@ def _build(config: configs.ConfigDict, tokenizer: str, assets: Path) -> Experime
         late["end_id"] = late["conversations"].chat(text).end_id if written else text.eos_id
         late |= {"text": text, "tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
         late |= {"pad_id": text.pad_id, "eos_id": text.eos_id, "bos_id": text.bos_id}
+    late |= fused(config, late)
     return configs.build(config, **late)

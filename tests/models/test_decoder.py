@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,9 @@ import pytest
 
 from vlm_jax import tree
 from vlm_jax.errors import UserError
+from vlm_jax.mesh import Layout, replicated
 from vlm_jax.models.decoder import LanguageModel
+from vlm_jax.nn import shard
 
 MODEL = LanguageModel(
     width=32, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=48, vocab_size=40, length=16, dtype="float32", scan=False
@@ -16,6 +19,7 @@ VARIANTS = {
     "llama": {},
     "scanned": {"scan": True},
     "fuyu": {"norm": "layer", "qk_norm": "layer", "activation": "squared_relu", "bias": True, "rotary": 0.5},
+    "chameleon": {"qk_norm": "layer_per_head", "placement": "swin", "scan": True, "remat": "block"},
     "tied": {"tied": True, "qkv_bias": True, "head_dim": 12},
 }
 TEXT = np.random.default_rng(0).integers(1, 40, (2, 12)).astype(np.int32)
@@ -28,7 +32,9 @@ def variant(name):
     return model, jax.tree.map(noise, params)
 
 
-@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.full), "scanned", "fuyu", "tied"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("llama", marks=pytest.mark.full), "scanned", "fuyu", "chameleon", "tied"]
+)
 def test_a_cache_gives_what_the_whole_sequence_gives(name):
     """Prompts of unequal length in a padded batch, then a token at a time."""
     model, params = variant(name)
@@ -127,6 +133,8 @@ def test_sizes_are_those_published(size, millions):
         ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide num_heads=4"),
         ({"rotary": 0.4}, "rotary=0.4"),
         ({"norm": "batch"}, "unknown norm='batch'"),
+        ({"qk_norm": "batch"}, "unknown qk_norm='batch'"),
+        ({"placement": "post"}, "unknown placement='post'"),
         ({"activation": "gelu"}, "set bias=True"),
         ({"vocab_size": 0}, "vocab_size=0"),
         ({"size": "13B"}, "unknown size='13B'"),
@@ -143,3 +151,20 @@ def test_longer_than_the_model():
         model.apply(params, np.zeros((1, 17), np.int32))
     with pytest.raises(UserError, match="17 tokens"):
         model.cache(1, 17)
+
+
+def test_norms_of_heads_are_split_with_their_heads():
+    model, params = variant("chameleon")
+    mesh = Layout(data=2, tensor=2).make(jax.devices()[:4])
+    weight = np.random.default_rng(1).normal(size=(2, 12, 32)).astype(np.float32)
+
+    def loss(mesh, params):
+        with shard.under(mesh):
+            return (model.apply(params, TEXT)[0] * weight).sum()
+
+    of = lambda mesh: jax.jit(jax.value_and_grad(functools.partial(loss, mesh)))
+    (one, gradient), (other, split) = of(None)(params), of(mesh)(jax.device_put(params, replicated(mesh)))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    for name in ("q_norm", "k_norm"):
+        for a, b in zip(*(jax.tree.leaves(g["blocks"]["attn"][name]) for g in (gradient, split))):
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max(), err_msg=name)

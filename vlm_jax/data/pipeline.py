@@ -18,6 +18,8 @@ from vlm_jax.data.conversations_rows import ConversationRows
 from vlm_jax.data.documents import Documents
 from vlm_jax.data.documents_rows import DocumentRows
 from vlm_jax.data.evaluation import evaluation_batches as evaluation_batches
+from vlm_jax.data.fusion import Fusion
+from vlm_jax.data.fusion_rows import FusionRows
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.mixture import Mixture, Part
 from vlm_jax.data.packing import Packing
@@ -59,6 +61,7 @@ class Pipeline:
       documents: rows hold documents of texts and images (`data.sources.interleaved.Interleaved`), or pairs as such.
       conversations: rows hold conversations (`data.sources.conversations.Messages`), or pairs as such; where they are
         packed, what is said above of row g holds of conversation g.
+      fusion: rows hold documents of texts and of images as tokens, of one vocabulary; packed as conversations are.
       prompted: beside its caption each row has a text of prompt and answer, see `data.prompted_rows`.
     """
 
@@ -75,6 +78,7 @@ class Pipeline:
     documents: Documents | None = None
     conversations: Conversations | None = None
     prompted: Prompted | None = None
+    fusion: Fusion | None = None
 
     def __post_init__(self):
         self.validate()
@@ -92,14 +96,17 @@ class Pipeline:
 
         layouts = [
             name
-            for name in ("packing", "tiles", "documents", "conversations", "prompted")
+            for name in ("packing", "tiles", "documents", "conversations", "prompted", "fusion")
             if getattr(self, name) is not None
         ]
         if len(layouts) > 1:
             raise UserError(f"Pipeline.{' and '.join(layouts)} say each what a row holds; set one of them.")
-        for reads_text in (self.documents, self.conversations):
+        for reads_text in (self.documents, self.conversations, self.fusion):
             if reads_text is not None:
                 reads_text.check(self.text)
+        if self.fusion is not None:
+            for part in self.parts.values():
+                self.fusion.check_source(part.source)
         if (layout := self.packing or self.tiles or self.conversations) is not None:
             for part in self.parts.values():
                 layout.transform(part.image or self.image)
@@ -144,6 +151,8 @@ class Pipeline:
             return ConversationRows
         if self.prompted is not None:
             return PromptedRows
+        if self.fusion is not None:
+            return FusionRows
         return Rows if self.documents is None else DocumentRows
 
     def describe(self) -> list[dict]:
@@ -159,8 +168,8 @@ class Pipeline:
         ]
 
     @property
-    def _packed(self) -> Packing | Conversations | None:
-        return self.packing or self.conversations
+    def _packed(self) -> Packing | Conversations | Fusion | None:
+        return self.packing or self.conversations or self.fusion
 
     @property
     def window(self) -> tuple[int, int]:
@@ -279,7 +288,7 @@ class Batches:
     [b] (equal for equal rows of text), and `label` int32 [b] (-1 where a record has none) where the source has class
     names. Packed batches have what `Packing.spec` says, and `example_id` [b, images, 2]; tiled ones `image` [b, tiles,
     H, W, 3] and what `TiledRows` says; documents what `Documents.spec` says; conversations what
-    `Conversations.spec` and `ConversationRows` say.
+    `Conversations.spec` and `ConversationRows` say, and documents of tokens what `Fusion.spec` and `FusionRows` say.
     """
 
     def __init__(self, pipeline: Pipeline, seed: int, load: _Load, rows: np.ndarray, state: dict):

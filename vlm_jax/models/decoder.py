@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlm_jax.errors import UserError
 from vlm_jax.models.tower import Size, Stack, check
 from vlm_jax.nn import shard
-from vlm_jax.nn.causal import NORMS, CausalTransformer
+from vlm_jax.nn.causal import NORMS, PLACEMENTS, QK_NORMS, CausalTransformer
 from vlm_jax.nn.embed import TokenEmbed, VocabularyHead
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.positions import within_segments
@@ -44,7 +44,9 @@ class LanguageModel(Stack):
       vocab_size: rows of the embedding and of the head.
       length: most tokens of a sequence.
       tied: the head is the embedding.
-      norm: "rms" or "layer". qk_norm: the same for queries and keys, None for none.
+      norm: "rms" or "layer". qk_norm: the same for queries and keys, None for none; "layer_per_head" has parameters for
+        every head (Chameleon), see `nn.causal.HeadNorm`.
+      placement: of the norms of a block: "pre", before attention and perceptron, or "swin", after them.
       bias: of output projections and perceptrons; `qkv_bias` is that of query, key and value.
       rope_theta, rotary: base of the wavelengths of positions, and the fraction of a head that they turn.
       modalities: with 2, tokens of images have weights of their own in each block, `blocks/.../image`; see
@@ -67,6 +69,7 @@ class LanguageModel(Stack):
     tied: bool = False
     norm: str = "rms"
     qk_norm: str | None = None
+    placement: str = "pre"
     bias: bool = False
     rope_theta: float = 10_000.0
     rotary: float = 1.0
@@ -77,7 +80,8 @@ class LanguageModel(Stack):
         super().validate()
         check("norm", self.norm, NORMS)
         if self.qk_norm is not None:
-            check("qk_norm", self.qk_norm, NORMS)
+            check("qk_norm", self.qk_norm, QK_NORMS)
+        check("placement", self.placement, PLACEMENTS)
         for field in ("vocab_size", "length", "kv_heads", "dim_of_head"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 1.")
@@ -128,6 +132,7 @@ class LanguageModel(Stack):
             head_dim=self.dim_of_head,
             norm=self.norm,
             qk_norm=self.qk_norm,
+            placement=self.placement,
             bias=self.bias,
             rope_theta=self.rope_theta,
             rotary=self.rotary,

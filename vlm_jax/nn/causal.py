@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,17 +22,53 @@ from vlm_jax.nn.swiglu import SWIGLU, perceptron
 from vlm_jax.nn.transformer import Stream, Transformer
 
 NORMS = {"rms": rms_norm, "layer": layer_norm}
-TOKENS, HEADS = ("batch", None, "heads"), ("batch", None, "heads", None)
+PER_HEAD = "layer_per_head"
+QK_NORMS = (*NORMS, PER_HEAD)
+PLACEMENTS = ("pre", "swin")
+TOKENS, HEADS, OF_HEADS = ("batch", None, "heads"), ("batch", None, "heads", None), ("heads", None)
 
 # Of a layer: keys and values of every place, `k` and `v` [batch, places, kv_heads, head_dim].
 LayerCache = dict[str, Float[Array, "batch places kv_heads head_dim"]]
+
+
+class HeadNorm(nnx.Module):
+    """Scale and bias [heads, head_dim] of a LayerNorm over each head's features, which every head has of its own.
+
+    Chameleon's (2024, arXiv:2405.09818, section 2.3), as its published weights have it. They are arguments of what runs
+    on each device's heads, since these are split over `tensor`.
+    """
+
+    def __init__(self, heads: int, head_dim: int):
+        self.scale = nnx.Param(jnp.ones((heads, head_dim)))
+        self.bias = nnx.Param(jnp.zeros((heads, head_dim)))
+
+
+def qk_norm(kind: str | None, head_dim: int, heads: int, **options: Any) -> HeadNorm | nnx.Module | None:
+    """The norm of the queries or keys of so many heads; None for none."""
+    if kind is None or kind == PER_HEAD:
+        return None if kind is None else HeadNorm(heads, head_dim)
+    return NORMS[kind](head_dim, **options)
+
+
+def norm_heads(
+    x: Float[Array, "batch time heads head_dim"],
+    scale: Float[Array, "heads head_dim"],
+    bias: Float[Array, "heads head_dim"],
+    epsilon: float,
+) -> Float[Array, "batch time heads head_dim"]:
+    """`x` with mean 0 and variance 1 in each head of each token, by statistics in f32, scaled and moved."""
+    wide = x.astype(jnp.float32)
+    wide -= wide.mean(axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    return (wide * scale + bias).astype(x.dtype)
 
 
 class CausalAttention(nnx.Module):
     """Attention of each token to those before it in its segment, with rotary positions.
 
     Query heads in line share a head of keys and values where there are fewer of these. `qk_norm` norms each head's
-    query and key before they turn (Dehghani et al. 2023, arXiv:2302.05442, section 2).
+    query and key before they turn (Dehghani et al. 2023, arXiv:2302.05442, section 2), with parameters that all heads
+    share, or those of `HeadNorm`.
     """
 
     def __init__(self, config: CausalTransformer, init: Initializers, *, rngs: nnx.Rngs):
@@ -41,9 +78,8 @@ class CausalAttention(nnx.Module):
         self.q = linear(c.width, inner, bias=c.qkv_bias, axes=("embed", "heads"), init=init.qkv, **options)
         self.kv = linear(c.width, 2 * keys, bias=c.qkv_bias, axes=("rows", "heads"), groups=2, init=init.qkv, **options)
         self.out = linear(inner, c.width, bias=c.bias, axes=("heads", "embed"), init=init.out, **options)
-        norm = None if c.qk_norm is None else functools.partial(NORMS[c.qk_norm], c.head_dim, epsilon=c.norm_eps)
-        self.q_norm = None if norm is None else norm(**options)
-        self.k_norm = None if norm is None else norm(**options)
+        norm = functools.partial(qk_norm, c.qk_norm, c.head_dim, epsilon=c.norm_eps, **options)
+        self.q_norm, self.k_norm = norm(c.num_heads), norm(c.num_kv_heads)
         self.config = c
 
     def __call__(
@@ -55,20 +91,25 @@ class CausalAttention(nnx.Module):
         prefix: Bool[Array, "batch time"] | None,
     ) -> Float[Array, "batch time heads_dim"]:
         """From what the layers `q` and `kv` give to what `out` takes; each token goes through these by itself."""
-        c = self.config
+        c, norms = self.config, self._norms
 
-        def core(q, kv, positions, segment_ids, prefix=None):
-            query, key, value = self._heads(q, kv, positions)
+        def core(q, kv, positions, segment_ids, *rest):
+            query, key, value = self._heads(q, kv, positions, rest[: len(norms)])
             if prefix is None:
                 out = kernels.causal_attention(query, key, value, segment_ids)
             else:
-                mask = kernels.seen_by(segment_ids, prefix)[:, None]
+                mask = kernels.seen_by(segment_ids, rest[-1])[:, None]
                 out = jax.nn.dot_product_attention(query, key, value, mask=mask)
             return out.reshape(*q.shape[:2], -1)
 
         core = jax.checkpoint(core) if c.remat == "attention" else core
-        arguments = [q, kv, positions, segment_ids] + ([] if prefix is None else [prefix])
-        axes = [TOKENS, TOKENS] + [("batch", None)] * (len(arguments) - 2)
+        tokens = [("batch", None)]
+        arguments, axes = (
+            [q, kv, positions, segment_ids, *norms],
+            [TOKENS, TOKENS, *tokens * 2, *[OF_HEADS] * len(norms)],
+        )
+        if prefix is not None:
+            arguments, axes = [*arguments, prefix], axes + tokens
         return shard.per_shard(core, axes, TOKENS, checked=False)(*arguments)
 
     def extend(
@@ -79,27 +120,37 @@ class CausalAttention(nnx.Module):
         cache: LayerCache,
     ) -> tuple[Float[Array, "batch time heads_dim"], LayerCache]:
         """The same for tokens after those of a cache, whose places `positions` they take."""
+        norms = self._norms
 
-        def core(q, kv, positions, k, v):
-            query, key, value = self._heads(q, kv, positions)
+        def core(q, kv, positions, k, v, *norms):
+            query, key, value = self._heads(q, kv, positions, norms)
             row = jnp.arange(len(q))[:, None]
             k, v = k.at[row, positions].set(key), v.at[row, positions].set(value)
             seen = jnp.arange(k.shape[1]) <= positions[..., None]
             out = jax.nn.dot_product_attention(query, k, v, mask=seen[:, None])
             return out.reshape(*q.shape[:2], -1), k, v
 
-        axes = [TOKENS, TOKENS, ("batch", None), HEADS, HEADS]
+        axes = [TOKENS, TOKENS, ("batch", None), HEADS, HEADS, *[OF_HEADS] * len(norms)]
         run = shard.per_shard(core, axes, (TOKENS, HEADS, HEADS))
-        out, k, v = run(q, kv, positions, cache["k"], cache["v"])
+        out, k, v = run(q, kv, positions, cache["k"], cache["v"], *norms)
         return out, {"k": k, "v": v}
 
-    def _heads(self, q: Array, kv: Array, positions: Array) -> tuple[Array, Array, Array]:
+    @property
+    def _norms(self) -> tuple[Float[Array, "heads head_dim"], ...]:
+        """Scale and bias of queries and of keys, where every head has its own."""
+        if self.config.qk_norm != PER_HEAD:
+            return ()
+        return tuple(part[...] for norm in (self.q_norm, self.k_norm) for part in (norm.scale, norm.bias))
+
+    def _heads(self, q: Array, kv: Array, positions: Array, norms: Sequence[Array]) -> tuple[Array, Array, Array]:
         """Query, key and value of a device's heads, normed and turned."""
         c = self.config
         batch, time, _ = q.shape
         query = q.reshape(batch, time, -1, c.head_dim)
         key, value = jnp.unstack(kv.reshape(batch, time, 2, -1, c.head_dim), axis=2)
-        if self.q_norm is not None:
+        if norms:
+            query, key = norm_heads(query, *norms[:2], c.norm_eps), norm_heads(key, *norms[2:], c.norm_eps)
+        elif self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         turn = functools.partial(rotate, positions=positions, theta=c.rope_theta, fraction=c.rotary)
         return turn(query), turn(key), value
@@ -107,6 +158,9 @@ class CausalAttention(nnx.Module):
 
 class CausalBlock(nnx.Module):
     """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`; the stream is that of `transformer.Block`.
+
+    With `placement="swin"` the norms are after what they were before, `x + ln1(attn(x))` and `x + ln2(mlp(x))` (Liu et
+    al. 2021, arXiv:2111.09883, section 3.2; so has Chameleon's largest model it).
 
     With two modalities the block has itself once more for tokens of images, under `image`: their norms, matrices and
     perceptron (Diao et al. 2025, arXiv:2502.06788, section 3). All tokens attend to one another as ever. Both are
@@ -123,6 +177,7 @@ class CausalBlock(nnx.Module):
         options = {"activation": c.activation, "remat": c.remat in ("mlp", "block")}
         options |= {"bias": c.bias} if c.activation == SWIGLU else {}
         self.mlp = perceptron(c.width, c.mlp_dim, **options, dtype=c.dtype, init=init, rngs=rngs)
+        self.swin = c.placement == "swin"
         alone = dataclasses.replace(c, modalities=1)
         self.image = CausalBlock(alone, init, rngs=rngs) if c.modalities == 2 else None
 
@@ -153,14 +208,21 @@ class CausalBlock(nnx.Module):
 
     def before(self, x: Array, pending: Array | None, image: Array | None) -> tuple[Array, Array, Array]:
         """The sum of the stream, and query, key and value of each token."""
-        added, h = self.ln1.add(x, pending)
+        if self.swin:
+            added = h = x if pending is None else x + pending
+        else:
+            added, h = self.ln1.add(x, pending)
         found = added, self.attn.q(h), self.attn.kv(h)
         return found if image is None else _choose(image, self.image.before(x, pending, None), found)
 
     def after(self, x: Array, attended: Array, image: Array | None) -> Stream:
         """The stream behind the block, of what each token's heads have gathered."""
-        added, h = self.ln2.add(x, self.attn.out(attended))
-        found = added, self.mlp(h)
+        if self.swin:
+            added = x + self.ln1.of_sum(self.attn.out(attended), None)
+            found = added, self.ln2.of_sum(self.mlp(added), None)
+        else:
+            added, h = self.ln2.add(x, self.attn.out(attended))
+            found = added, self.mlp(h)
         return found if image is None else _choose(image, self.image.after(x, attended, None), found)
 
 
@@ -176,7 +238,8 @@ class CausalTransformer(Transformer):
 
     Attributes (besides those of `Transformer`):
       num_kv_heads, head_dim: heads of keys and values, and the width of each head.
-      norm, qk_norm: "rms" or "layer"; of queries and keys None for none.
+      norm, qk_norm: "rms" or "layer"; of queries and keys None for none, or "layer_per_head", see `HeadNorm`.
+      placement: of the norms, "pre" or "swin"; see `CausalBlock`.
       bias: of the output projection and the perceptron.
       rope_theta, rotary: see `rotary.rotate`.
       modalities: see `CausalBlock`.
@@ -186,6 +249,7 @@ class CausalTransformer(Transformer):
     head_dim: int = dataclasses.field(kw_only=True)
     norm: str = "rms"
     qk_norm: str | None = None
+    placement: str = "pre"
     bias: bool = False
     rope_theta: float = 10_000.0
     rotary: float = 1.0

@@ -12,7 +12,7 @@ from vlm_jax import config as configs
 from vlm_jax.data.text import Text
 from vlm_jax.data.tokenizers import trained_size
 from vlm_jax.errors import UserError
-from vlm_jax.experiment import Experiment
+from vlm_jax.experiment import Experiment, fused
 from vlm_jax.models.tower import Stack
 
 
@@ -94,7 +94,7 @@ def experiment_of(config: Mapping) -> Experiment:
     for name in ("packing", "conversations"):
         late[name] = None if config.get(name) is None else configs.build(config[name])
     try:
-        return configs.build(config, **late)
+        return configs.build(config, **late, **fused(config, late))
     except UserError as error:
         if "'vocab_size' is known only at run time" in str(error):
             raise UserError(
