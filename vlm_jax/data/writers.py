@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.data.errors import UnreadableRecord
-from vlm_jax.data.progress import progress
+from vlm_jax.data.shards import Shards
 from vlm_jax.data.sources.base import CLASSES_FILE
 from vlm_jax.data.sources.example_proto import encode_example
 from vlm_jax.errors import UserError, closest
 
-MANIFEST = "dataset.json"
 ROW_GROUP = 100  # rows that a random read of a Parquet file decodes
 SIGNATURES = (
     (b"\xff\xd8\xff", "jpg"),
@@ -147,37 +144,18 @@ def convert(source: Any, folder: str | Path, form: str, *, shard_records: int = 
     """
     if form not in FORMATS:
         raise UserError(f"format {form!r}: {closest(form, FORMATS)}")
-    if shard_records < 1:
-        raise UserError(f"shard_records={shard_records}: wanted is at least 1.")
     write, suffix = FORMATS[form]
     folder = Path(folder).expanduser()
-    shards = -(-len(source) // shard_records)
-    manifest = {
-        "source": source.name,
-        "fingerprint": source.fingerprint,
-        "format": form,
-        "shard_records": shard_records,
-    }
     try:
-        unreadable = _begin(folder, manifest)
+        shards = Shards(folder, source, shard_records, form=form)
         if source.class_names:
             (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in source.class_names))
-        with progress(f"writing {form}", shards) as advance:
-            for shard in range(shards):
-                path = folder / f"{shard:05}{suffix}"
-                if not path.exists():
-                    numbers = range(shard * shard_records, min((shard + 1) * shard_records, len(source)))
-                    failed = unreadable.setdefault(str(shard), [])
-                    failed.clear()
-                    _write_whole(
-                        path, lambda to, n=numbers, f=failed: write(to, _items(source, n, f), source.class_names)
-                    )
-                    _save(folder, manifest, unreadable)
-                advance()
+        unreadable = shards.write(
+            suffix, lambda path, numbers, failed: write(path, _items(source, numbers, failed), source.class_names)
+        )
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}; the same command goes on where it stopped.") from error
-    failed = [(key, why) for shard in sorted(unreadable, key=int) for key, why in unreadable[shard]]
-    return Written(len(source) - len(failed), failed)
+    return Written(len(source) - len(unreadable), unreadable)
 
 
 def extension_of(image: bytes) -> str:
@@ -229,44 +207,3 @@ def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
             group = []
     if group:
         yield group
-
-
-def _begin(folder: Path, manifest: dict) -> dict[str, list]:
-    """Makes the folder, or takes up one that the same conversion began; its unreadable records by shard."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST
-    if path.exists():
-        before = json.loads(path.read_text())
-        unreadable = before.pop("unreadable")
-        if before != manifest:
-            changed = [f"{key} was {before.get(key)!r}, is {value!r}" for key, value in manifest.items()]
-            changed = [line for key, line in zip(manifest, changed) if before.get(key) != manifest[key]]
-            raise UserError(f"{folder} holds another conversion ({'; '.join(changed)}): choose another folder.")
-        return unreadable
-    if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty, and was not written by a conversion: choose another folder.")
-    _save(folder, manifest, {})
-    return {}
-
-
-def _save(folder: Path, manifest: dict, unreadable: dict[str, list]) -> None:
-    text = json.dumps({**manifest, "unreadable": unreadable}, indent=1)
-    _write_whole(folder / MANIFEST, lambda path: path.write_text(text))
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside, then renames, so that no half of it ever has the name."""
-    part = path.with_name(f".{path.name}.part")
-    _remove(part)
-    try:
-        write(part)
-        os.replace(part, path)
-    except BaseException:
-        _remove(part)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from jaxtyping import Int32, UInt8
 
 from vlm_jax import mesh as meshes
 from vlm_jax import tree
+from vlm_jax.checkpoint.fingerprint import fingerprint as fingerprints
 from vlm_jax.data.image import ImageTransform
+from vlm_jax.data.storage import content_hash
 from vlm_jax.errors import UserError
 from vlm_jax.library.batches import Batches, Images, listed, read
 from vlm_jax.tasks.autoencoding import Autoencoding
@@ -61,16 +64,22 @@ class AutoencoderModel:
         """Jitted functions by name, as evaluators take them; see `tasks.autoencoding`."""
         return self.task.predict(self.variables)
 
-    def encode_tokens(self, images: Images) -> Int32[np.ndarray, "n rows cols *stages"]:
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with whatever changes tokens: the model, its arrays, the preprocessing."""
+        return content_hash(repr(self.task.model), repr(self.image), json.dumps(fingerprints(self.variables)))
+
+    def encode_tokens(self, images: Images, *, preprocessed: bool = False) -> Int32[np.ndarray, "n rows cols *stages"]:
         """The tokens of pictures, row by row; a residual quantiser has several for each place.
 
         Args:
           images: one picture or several, of any sizes: `PIL.Image`, path, encoded bytes, or uint8 array.
+          preprocessed: they are uint8 [n, height, width, 3] as `image` gives them, of any size that the stride divides.
 
         Raises:
           UserError: it names the picture that cannot be read; or the latents are numbers.
         """
-        return self._run("tokens", listed(images), self._read)
+        return self._run("tokens", listed(images), np.stack if preprocessed else self._read)
 
     def decode_tokens(self, tokens: Int32[np.ndarray, "n rows cols *stages"]) -> UInt8[np.ndarray, "n height width 3"]:
         """The images that tokens stand for, as `encode_tokens` gives them; grids may have another size.

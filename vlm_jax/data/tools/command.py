@@ -19,6 +19,7 @@ TOOLS = {
     "index": ("build the indexes of a source, so that it opens at once", "indexing"),
     "convert": ("write a source as tar, array_record, parquet or folder", "conversion"),
     "bench": ("images per second and core, waits and memory, for workers and threads", "bench"),
+    "tokenize": ("write the codes that an autoencoder has for images, with their captions", "tokenize"),
     "tokenizer": ("train a sentencepiece model on a source's captions", "tokenizer"),
 }
 ANY_RECORDS = ("index", "tokenizer")  # tools that take documents too

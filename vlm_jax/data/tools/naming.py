@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
 from vlm_jax.config import bind
+from vlm_jax.data.shards import MANIFEST
+from vlm_jax.data.sources.image_codes import ImageCodes
 from vlm_jax.data.sources.interleaved import Interleaved
 from vlm_jax.data.storage import is_remote
-from vlm_jax.data.writers import MANIFEST
 from vlm_jax.errors import UserError, closest
 from vlm_jax.overrides import override_all
 
@@ -72,9 +73,11 @@ def open_source(
 
 
 def require_images(source: Any) -> None:
-    """Raises: UserError for documents, which are no pairs of image and caption."""
+    """Raises: UserError for documents and codes, which are no pairs of image and caption."""
     if isinstance(source, Interleaved):
         raise UserError(f"{source.name} holds documents of texts and images: this tool takes images with captions.")
+    if isinstance(source, ImageCodes):
+        raise UserError(f"{source.name} holds codes of images: this tool takes images with captions.")
 
 
 def of_recipe(spec: str) -> ConfigDict:
@@ -105,7 +108,7 @@ def recognise(path: str) -> ConfigDict:
             raise UserError(_unknown(path, folder, suffix))
         return _of_files(suffix, path)
     if (folder / MANIFEST).is_file():
-        return _of_conversion(folder)
+        return _of_manifest(folder)
     names = list(_names(folder))
     if found := next((name for name in names if name.name in LISTS), None):
         return bind(TARGETS[found.suffix], path=str(found if found.parent == folder else folder / "**" / found.name))
@@ -159,9 +162,13 @@ def _columns(path: str) -> dict[str, str]:
     return {field: name for field, name in found.items() if name}
 
 
-def _of_conversion(folder: Path) -> ConfigDict:
-    """What `convert` wrote, with all captions. Classes are left to `--source.label`: not every record need have one."""
-    form = json.loads((folder / MANIFEST).read_text())["format"]
+def _of_manifest(folder: Path) -> ConfigDict:
+    """What `tokenize` wrote; or `convert`, with all captions, and classes left to `--source.label`: not every record
+    need have one."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if "image_codes" in manifest:
+        return bind("data.sources.image_codes.ImageCodes", path=str(folder))
+    form = manifest["format"]
     if form == "folder":
         return bind(TARGETS[".jsonl"], path=str(folder / "*" / "metadata.jsonl"))
     texts = {"tar": {"text": ("json:text",)}, "parquet": {"text_column": "text"}}
