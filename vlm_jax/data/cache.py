@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+
+from vlm_jax.data.placing import placed
 
 # The folder is looked through again whenever this part of its limit was written since.
 RESCAN = 0.05
@@ -56,15 +57,8 @@ class Cache:
         Raises: OSError where it cannot be written.
         """
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                size = sum(file.write(piece) for piece in pieces)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with placed(path) as file:
+            size = sum(file.write(piece) for piece in pieces)
         self._make_room(size)
         return path
 

@@ -9,14 +9,13 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlm_jax.data.placing import placed
 from vlm_jax.data.progress import progress
 from vlm_jax.data.storage import File, Storage, content_hash, filesystem, is_remote, remote_file
 from vlm_jax.data.subprocesses import subprocesses
@@ -160,24 +159,11 @@ def _keep(path: str, index: Index, asked_for: bool) -> Index:
             fs, inside = filesystem(path)
             fs.pipe_file(inside, data)
             return index
-        _replace(path, data)
+        with placed(path) as file:
+            file.write(data)
         return from_file(path) or index
     except Exception as error:  # clients of buckets raise all kinds
         if asked_for:
             raise UserError(f"the index {path} cannot be written ({error}): choose another folder for it.") from error
         logging.warning("the index %s cannot be written and is made again next time: %s", path, error)
         return index
-
-
-def _replace(path: str, data: bytes) -> None:
-    folder = Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=folder, prefix=".")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)  # others may use it
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vlm_jax.data import bpe
+from vlm_jax.data.placing import placed
 from vlm_jax.errors import UserError
 
 TRAIN_COMMAND = "python -m vlm_jax.data.tokenizers train --output={path} --vocab_size=32000 FILE..."
@@ -307,9 +308,11 @@ def _name(content: bytes, suffix: str) -> str:
 
 def _write(path, content: bytes) -> None:
     """Writes so that a reader sees all of it or nothing; processes that write the same do not disturb each other."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    if "://" in str(path):  # objects of buckets are there when they are whole
+        path.write_bytes(content)
+        return
+    with placed(path) as file:
+        file.write(content)
 
 
 def _lines(files: Iterable[str]) -> Iterator[str]:
