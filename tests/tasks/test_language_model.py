@@ -112,6 +112,17 @@ def test_the_loss_is_that_of_each_target(name):
     assert aux["weight"] == (labels >= 0).sum() and ("alignment_loss" in aux["metrics"]) == ("taught" in name)
 
 
+def test_rows_without_images_leave_the_alignment_out():
+    """As a model starts, where what is not there has features of exactly zero."""
+    name = "eve, taught"
+    batch, variables = batch_of(name, 2), jax.jit(TASKS[name].init)(jax.random.key(0))
+    batch["text_image_ids"][:], batch["image_grids"][:] = 0, 0
+    (_, aux), gradient = value_and_grad(name, variables, batch, context())
+    assert aux["metrics"]["alignment_loss"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["aligning"]))
+
+
 @pytest.mark.parametrize("name", ["llava", *full("tiles", "eve, taught")])
 def test_devices_do_not_change_it(name):
     batch, variables = batch_of(name), variables_of(name)
