@@ -50,6 +50,16 @@ def test_poolers(pooler, tokens, parameters):
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1, atol=1e-5)
 
 
+def test_the_decoder_may_have_the_tokens_themselves(parameters):
+    image = dataclasses.replace(TINY.image, pooler="parallel", queries=0)
+    model = dataclasses.replace(TINY, image=image, decoder=dataclasses.replace(TINY.decoder, context_width=16))
+    variables = parameters(model)
+    z, aux = jax.jit(lambda v: model.encode_image(v, IMAGE, taps=("ln_post",)))(variables)
+    assert "pool" not in variables["params"]["image"] and z.shape == (8, 8)
+    np.testing.assert_array_equal(aux["tokens"], aux["taps"]["ln_post"])
+    assert aux["tokens"].shape == (8, 5, image.token_width)
+
+
 def test_padding_changes_no_text(variables):
     encode = jax.jit(TINY.encode_text)
     short, aux = encode(variables, TEXT)
@@ -188,7 +198,9 @@ PARTS = {
     "causal": ("text", {"causal": False}, "is causal and masks padding"),
     "width": ("decoder", {"width": 32}, "width=32 of one and 16 of the other"),
     "vocabulary": ("decoder", {"vocab_size": 11}, "vocab_size=11 of the decoder is 10"),
-    "context": ("decoder", {"context_width": None}, r"decoder\.context_width=16, the image tower's tokens are .*=8"),
+    "context": ("decoder", {"context_width": None}, r"decoder\.context_width=16, .* are 8 wide \(image\.out_dim\)"),
+    "no queries": ("image", {"queries": 0, "pooler": "cascade"}, "queries=0 must be at least 1 for pooler='cascade'"),
+    "unpooled": ("image", {"queries": 0, "pooler": "parallel"}, r"are 16 wide \(image\.width\)"),
 }
 
 

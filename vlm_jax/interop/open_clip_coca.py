@@ -113,6 +113,8 @@ def describe(model: CoCa) -> tuple[dict, Table]:
             f"open_clip's CoCa has pooler={image.pooler!r} only where image.width={image.geometry.width} is "
             f"image.out_dim={image.out_dim}."
         )
+    if not image.queries:
+        raise UserError("open_clip's CoCa cannot express image.queries=0: its decoder has pooled tokens.")
     poolers = {ours: theirs for theirs, ours in POOLERS.items()}
     sizes = {"width": width, "layers": decoder.geometry.depth, "heads": decoder.geometry.num_heads}
     config = {

@@ -41,7 +41,9 @@ class ImageTower(ViT):
       pool: "cls" has a CLS token among the tokens that are pooled (open_clip), "gap" has none.
       pooler: "first" gives the embedding to the first of all queries (open_clip's); "cascade" to a query of its own
         that attends to what the others pooled, "parallel" to one that attends to the ViT's tokens (the paper's names).
-      queries: of the pooler; the first one's token is not among `tokens` where it is the embedding's.
+      queries: of the pooler; the first one's token is not among `tokens` where it is the embedding's. 0, of the parallel
+        pooler, leaves the decoder the ViT's tokens themselves, as captioners have them: small models that pool them
+        lose where things are.
       pool_heads: attention heads of the poolers.
       out_dim: width of the poolers, and of the head after the contrastive query.
     """
@@ -58,7 +60,7 @@ class ImageTower(ViT):
         super().validate()
         check("pooler", self.pooler, ("first", "cascade", "parallel"))
         check("pool", self.pool, ("cls", "gap"))
-        least = 2 if self.pooler == "first" else 1
+        least = {"first": 2, "cascade": 1, "parallel": 0}[self.pooler]
         if self.queries < least:
             raise UserError(f"queries={self.queries} must be at least {least} for pooler={self.pooler!r}.")
         if self.out_dim is None:
@@ -71,12 +73,18 @@ class ImageTower(ViT):
         parts = super()._parts
         width = self.geometry.width
         first = self.pooler == "first"
-        parts["pool"] = self._pooler(width, self.queries)
+        if self.queries:
+            parts["pool"] = self._pooler(width, self.queries)
         if not first:
             parts["contrastive_pool"] = self._pooler(self.out_dim if self.pooler == "cascade" else width, 1)
         parts["ln_post"] = self._norm(self.out_dim if first else width)
         parts["head"] = self._head(self.out_dim)
         return parts
+
+    @property
+    def token_width(self) -> int:
+        """Of `aux["tokens"]`."""
+        return self.out_dim if self.queries else self.geometry.width
 
     def _pooler(self, context_width: int, queries: int) -> Functional:
         sizes = (self.out_dim, context_width, self.pool_heads, queries)
@@ -91,7 +99,7 @@ class ImageTower(ViT):
         key: Array | None = None,
         taps: Sequence[str] = (),
     ) -> tuple[Float[Array, "batch dim"], dict[str, Any]]:
-        """See `ViT.apply`; `aux["tokens"]` [batch, pooled, out_dim] are for the decoder."""
+        """See `ViT.apply`; `aux["tokens"]` [batch, pooled, token_width] are for the decoder."""
         self._check_taps(taps)
         outputs = {"embed": self._embedded(params, x, train, key)}
         stream, blocks = self._blocks.stream(params["blocks"], outputs["embed"], taps=taps)
@@ -101,7 +109,7 @@ class ImageTower(ViT):
             one, tokens = pooled[:, 0], pooled[:, 1:]
         else:
             x = outputs["ln_post"] = part("ln_post", *stream, method="of_sum")
-            tokens = part("pool", x)
+            tokens = part("pool", x) if self.queries else x
             one = part("contrastive_pool", tokens if self.pooler == "cascade" else x)[:, 0]
         outputs |= blocks | {"pool": one}
         return part("head", one), {"taps": {tap: outputs[tap] for tap in taps}, "tokens": tokens}
@@ -259,10 +267,10 @@ class CoCa(TwoTower):
                 "give both the same."
             )
         context = decoder.context_width or decoder.geometry.width
-        if context != self.image.out_dim:
+        if context != self.image.token_width:
             raise UserError(
-                f"decoder.context_width={context}, the image tower's tokens are image.out_dim={self.image.out_dim} "
-                "wide; give both the same."
+                f"decoder.context_width={context}, the image tower's tokens are {self.image.token_width} wide "
+                f"(image.{'out_dim' if self.image.queries else 'width'}); give both the same."
             )
 
     @property
