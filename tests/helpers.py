@@ -10,10 +10,10 @@ import numpy as np
 
 from vlm_jax import config as configs
 from vlm_jax import mesh as meshes
-from vlm_jax import startup
+from vlm_jax import program, startup
 from vlm_jax.experiment import Experiment, open_experiment
 from vlm_jax.overrides import override
-from vlm_jax.step import StepOptions, make_train_step
+from vlm_jax.step import make_train_step
 
 # A handful of weights, a handful of steps.
 SMALL = {
@@ -67,7 +67,7 @@ class Stepper:
     @classmethod
     def make(cls, experiment: Experiment, devices) -> Stepper:
         plan = startup.make_plan(experiment, devices)
-        options = StepOptions(experiment.clock.total, experiment.seed, experiment.microbatches, experiment.ema)
+        options = program.options(experiment)
         update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options)
         rows = meshes.local_rows(plan.mesh, experiment.batch_size)
         batches = experiment.data.batches(seed=experiment.seed, batch_size=experiment.batch_size, rows=rows)

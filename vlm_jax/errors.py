@@ -5,9 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from vlm_jax.redact import hidden
+
 
 class UserError(Exception):
-    """A mistake in a config, a file or a flag. `main` prints its one line and exits with code 2."""
+    """A mistake in a config, a file or a flag. `main` prints its one line and exits with `code`, which is 2."""
+
+    code = 2
+
+    def __init__(self, *args):
+        super().__init__(*(hidden(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+class Fault(UserError):
+    """Nobody's mistake: a process that was killed, a read that hangs. It exits with 1, and launchers start it again."""
+
+    code = 1
 
 
 def closest(name: str, choices: Iterable[str], *, most: int = 3) -> str:

@@ -17,6 +17,8 @@ from vlm_jax.data.packing import Packing
 from vlm_jax.data.pipeline import Pipeline
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
+from vlm_jax.health.guards import Guards
+from vlm_jax.health.watchdog import Stalls
 from vlm_jax.mesh import Layout
 from vlm_jax.optim import Optimizer
 from vlm_jax.units import Clock, timed
@@ -54,6 +56,7 @@ class Experiment:
       ema: decay of the moving average of the parameters; None keeps none.
       mesh: axes and rules of partition.
       grad_dtype: what gradients of matrices are summed in over devices; bfloat16 halves their messages.
+      guards: against updates that would do harm. stalls: when a process in which nothing moves is ended.
       keep_checkpoints: how many steps stay on disk, the newest; those of `milestone_steps` stay for ever besides.
       resume: a workdir to continue from where this one has no checkpoint; everything is taken over.
       init_from: a workdir or checkpoint whose parameters are the start; or a model of another library: a folder of
@@ -85,6 +88,8 @@ class Experiment:
     ema: float | None = None
     mesh: Layout = Layout()
     grad_dtype: Literal["float32", "bfloat16"] = "float32"
+    guards: Guards = Guards()
+    stalls: Stalls = Stalls()
     keep_checkpoints: int = 3
     resume: str | None = None
     init_from: str | Mapping[str, str] | None = None

@@ -198,12 +198,12 @@ def show(text: str) -> None:
 
 
 def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """The exit code of a program: 2 where it tells of a user's mistake in one line, 130 where it is interrupted."""
+    """The exit code of a program: an error's where it tells of one in a line (`UserError`), 130 where interrupted."""
     try:
         return program()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

@@ -17,7 +17,7 @@ from vlm_jax.tasks.base import Context
 
 def options(experiment: Experiment) -> StepOptions:
     e = experiment
-    return StepOptions(e.clock.total, e.seed, e.microbatches, e.ema, e.grad_dtype)
+    return StepOptions(e.clock.total, e.seed, e.microbatches, e.ema, e.grad_dtype, e.guards)
 
 
 def flags(plan: startup.Plan) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vlm_jax import warm_start
 from vlm_jax.checkpoint import Store
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import Experiment
+from vlm_jax.health import guards
 from vlm_jax.optim import merge
 from vlm_jax.state import TrainState
 from vlm_jax.tasks.base import ring_group
@@ -59,6 +60,7 @@ def make_plan(experiment: Experiment, devices: list[Any]) -> Plan:
         state=jax.tree.map(lambda _: meshes.replicated(mesh), abstract.state),
         opt=meshes.follow(abstract.opt, abstract.params, places, mesh),
         ema=places if experiment.ema is not None else {},
+        guard=jax.tree.map(lambda _: meshes.replicated(mesh), abstract.guard),
     )
     return Plan(experiment, mesh, tx, schedule, abstract, shardings)
 
@@ -73,6 +75,7 @@ def _initial(experiment: Experiment, tx: optax.GradientTransformation, key) -> T
         state=variables.get("state", {}),
         opt=tx.init(params),
         ema=jax.tree.map(jnp.copy, params) if experiment.ema is not None else {},
+        guard=experiment.guards.empty(),
     )
 
 
@@ -97,8 +100,8 @@ def to_items(state: TrainState) -> dict[str, Any]:
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}
 
 
-def from_items(plan: Plan, step: int, items: dict[str, Any]) -> TrainState:
-    """The inverse of `to_items`."""
+def from_items(plan: Plan, step: int, items: dict[str, Any], guard: Mapping[str, Any] | None = None) -> TrainState:
+    """The inverse of `to_items`; `guard` is what `meta` says that the guards remember."""
     split = plan.experiment.optimizer.split
     params, frozen = split(items["params"], plan.stacks)
     return TrainState(
@@ -108,6 +111,7 @@ def from_items(plan: Plan, step: int, items: dict[str, Any]) -> TrainState:
         state=items.get("state", plan.abstract.state),
         opt=items.get("opt", plan.abstract.opt),
         ema=split(items["ema"], plan.stacks)[0] if "ema" in items else {},
+        guard=jax.device_put(guards.from_json(plan.experiment.guards, guard), plan.shardings.guard),
     )
 
 
@@ -138,13 +142,14 @@ def begin(plan: Plan, store: Store, warn: Callable[[str], None]) -> Start:
         load = warm_start.load_parts if parts else warm_start.load
         params, whence = load(init_from, plan.experiment.task.model, warn)
         skip = (warm_start.others(init_from),) if parts else ()
-        return Start(with_params(plan, initialise(plan), params, skip), None, whence)
+        state = with_params(plan, initialise(plan), params, skip)
+        return Start(state.replace(state=warm_start.load_state(init_from, state.state)), None, whence)
     return Start(initialise(plan), None, "from scratch")
 
 
 def _start(plan: Plan, found, whence: str) -> Start:
     step, items, meta = found
-    return Start(from_items(plan, step, items), meta["data"], f"{whence} {step}")
+    return Start(from_items(plan, step, items, meta.get("guard")), meta["data"], f"{whence} {step}")
 
 
 def _existing(path: str, key: str) -> Path:

@@ -23,6 +23,7 @@ class TrainState:
       state: what is not trained by gradient (codebooks, statistics).
       opt: the optimizer's state.
       ema: moving average of `params`; an empty dict where there is none.
+      guard: what guards remember of the last steps (`vlm_jax.health.guards`); an empty dict where they need nothing.
     """
 
     step: Int[Array, ""]
@@ -31,6 +32,7 @@ class TrainState:
     state: Tree
     opt: Tree
     ema: Tree
+    guard: Tree = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes) -> TrainState:
         return dataclasses.replace(self, **changes)

@@ -1,4 +1,4 @@
-"""One jitted update: gradients, a guard against non-finite values, EMA."""
+"""One jitted update: gradients, guards against those that would do harm, EMA."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from vlm_jax import accumulate
+from vlm_jax.health import guards
+from vlm_jax.health.guards import Guards
 from vlm_jax.nn import shard
 from vlm_jax.optim import merge
 from vlm_jax.state import TrainState
@@ -28,6 +30,7 @@ class StepOptions:
       microbatches: parts that the batch is worked through in; see `vlm_jax.accumulate`.
       ema: decay of the moving average of the parameters; None keeps none.
       grad_dtype: gradients of matrices are summed over devices in it; "bfloat16" halves the messages.
+      guards: against updates that would do harm.
     """
 
     total_steps: int
@@ -35,6 +38,31 @@ class StepOptions:
     microbatches: int = 1
     ema: float | None = None
     grad_dtype: str = "float32"
+    guards: Guards = Guards()
+
+
+def make_gradients(task: Task, mesh: Mesh, options: StepOptions) -> Callable[[TrainState, Batch], accumulate.Gradients]:
+    """What an update begins with: loss, metrics, new state and gradients of a batch."""
+
+    def gradients(train: TrainState, batch: Batch) -> accumulate.Gradients:
+        variables = lambda params, state: _variables(params, train.frozen, state)
+        ctx = Context(
+            key=jax.random.fold_in(jax.random.key(options.seed), train.step),
+            step=train.step,
+            total_steps=options.total_steps,
+            mesh=mesh,
+            ema=train.ema or None,
+        )
+        if options.microbatches == 1:
+            return accumulate.whole(task, variables, train.params, train.state, batch, ctx)
+        in_parts = accumulate.cached if is_contrastive(task) else accumulate.averaged
+        return in_parts(task, variables, train.params, train.state, batch, ctx, options.microbatches)
+
+    def under_mesh(train: TrainState, batch: Batch) -> accumulate.Gradients:
+        with shard.under(mesh, options.grad_dtype):
+            return gradients(train, batch)
+
+    return under_mesh
 
 
 def make_train_step(
@@ -46,34 +74,25 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The update `(state, batch) -> (state, metrics)`; jit it with the state donated.
 
-    An update whose loss or gradient is not finite changes nothing but `step` and is counted in `metrics["skipped"]`.
+    An update whose loss or gradient is not finite changes nothing but `step` and is counted in `metrics["skipped"]`;
+    what else is done about harmful ones is for `options.guards` to say.
     """
-
-    def gradients(variables, train: TrainState, batch: Batch, ctx: Context) -> accumulate.Gradients:
-        if options.microbatches == 1:
-            return accumulate.whole(task, variables, train.params, train.state, batch, ctx)
-        in_parts = accumulate.cached if is_contrastive(task) else accumulate.averaged
-        return in_parts(task, variables, train.params, train.state, batch, ctx, options.microbatches)
+    gradients = make_gradients(task, mesh, options)
 
     def update(train: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         with shard.under(mesh, options.grad_dtype):
             return _update(train, batch)
 
     def _update(train: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        ctx = Context(
-            key=jax.random.fold_in(jax.random.key(options.seed), train.step),
-            step=train.step,
-            total_steps=options.total_steps,
-            mesh=mesh,
-            ema=train.ema or None,
-        )
-        loss, metrics, state, grads, _ = gradients(lambda p, s: _variables(p, train.frozen, s), train, batch, ctx)
+        loss, metrics, state, grads, _ = gradients(train, batch)
         grad_norm = optax.global_norm(grads)
+        judged = guards.judge(options.guards, train.guard, loss, grad_norm)
+        if judged.scale is not None:
+            grads = jax.tree.map(lambda g: g * judged.scale.astype(g.dtype), grads)
         updates, opt = tx.update(grads, train.opt, train.params)
         params = task.constrain(optax.apply_updates(train.params, updates))
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(judged.good, n, o), new, old)
         params, opt, state = keep(params, train.params), keep(opt, train.opt), keep(state, train.state)
         ema = train.ema
         if options.ema is not None:
@@ -87,9 +106,10 @@ def make_train_step(
             "grad_norm": grad_norm,
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
-            "skipped": 1.0 - finite,
+            **judged.metrics,
         }
-        return train.replace(step=train.step + 1, params=params, opt=opt, state=state, ema=ema), metrics
+        after = {"params": params, "opt": opt, "state": state, "ema": ema, "guard": judged.memory}
+        return train.replace(step=train.step + 1, **after), metrics
 
     return update
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import math
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -18,7 +20,7 @@ from multiprocessing import connection, util
 import numpy as np
 
 from vlm_jax.data.stream import CHUNK
-from vlm_jax.errors import UserError
+from vlm_jax.errors import Fault, UserError
 
 Load = Callable[[int, np.ndarray], tuple[dict[str, np.ndarray], list]]
 Spec = Mapping[str, tuple[tuple[int, ...], str]]
@@ -132,7 +134,8 @@ class WorkerStream:
         else:
             how = f"was killed by {signal.Signals(-code).name}"
             how += ", as the system does where memory runs out" if -code == signal.SIGKILL else ""
-        return UserError(f"worker process {worker} of the data {how}. The run can be started again where it was saved.")
+        error = Fault if code is not None and code < 0 else UserError
+        return error(f"worker process {worker} of the data {how}. The run can be started again where it was saved.")
 
 
 def _work(pipe, load: Load, memory: list, spec: Spec, rows: np.ndarray, chunks: int, threads: int) -> None:
@@ -140,6 +143,7 @@ def _work(pipe, load: Load, memory: list, spec: Spec, rows: np.ndarray, chunks: 
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    faulthandler.register(signal.SIGUSR2)  # where it hangs, for the watchdog
     slots = [_arrays(shared, spec, len(rows)) for shared in memory]
     places = np.array_split(np.arange(len(rows)), chunks)
     lock = threading.Lock()
@@ -160,9 +164,16 @@ def _work(pipe, load: Load, memory: list, spec: Spec, rows: np.ndarray, chunks: 
             try:
                 task = pipe.recv()
             except (EOFError, OSError):
+                _end_within(PATIENCE)  # a read that hangs must not leave a process behind
                 pool.shutdown(cancel_futures=True)
                 return
             pool.submit(do, *task)
+
+
+def _end_within(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _portable(error: BaseException) -> BaseException:

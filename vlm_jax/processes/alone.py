@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -26,6 +28,13 @@ class Alone:
 
     def stops(self, signal: int | None, step: int) -> int | None:
         return signal
+
+    def end(self, line: str, code: int) -> NoReturn:
+        """Ends the process at once, from whichever thread."""
+        print(f"error: {line}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

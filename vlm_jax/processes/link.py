@@ -93,15 +93,21 @@ class Link:
         try:
             yield
         except UserError as error:
-            self._fail(str(error), 2)
+            self.end(str(error), error.code)
         except KeyboardInterrupt:
-            self._fail("interrupted", 130)
+            self.end("interrupted", 130)
         except Exception as error:
             time.sleep(ECHO)
             traceback.print_exc()
-            self._fail(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", 1)
+            self.end(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", 1)
         self._done = True
         self._send({"bye": True})
+
+    def end(self, line: str, code: int) -> NoReturn:
+        """Ends all processes, from whichever thread, with one line and one exit code."""
+        self._send({"failed": line, "code": code})
+        time.sleep(2 * LAST)  # the answer ends this process
+        self._end(line, code, True)
 
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the listening thread knows better what happened
@@ -127,11 +133,6 @@ class Link:
             self._between_steps.release()
         elif "end" in message:
             self._end(message["end"], message["code"], self.index == 0)
-
-    def _fail(self, line: str, code: int) -> NoReturn:
-        self._send({"failed": line, "code": code})
-        time.sleep(2 * LAST)  # the answer ends this process
-        self._end(line, code, True)
 
     def _end(self, line: str, code: int, tell: bool) -> NoReturn:
         """Ends the process at once: whatever it waits for will not come, and jax would wait for it at exit."""

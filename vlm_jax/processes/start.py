@@ -10,6 +10,9 @@ from vlm_jax.processes.detect import Job
 from vlm_jax.processes.hub import Hub
 from vlm_jax.processes.link import Link
 
+# Seconds after which jax ends a process that no longer hears of another; lines notice a lost host after 90.
+LOST = 150
+
 
 def join(job: Job | None, same: Sequence[str], timeout: float) -> Alone | Link:
     """Waits for the other processes of a job, where there are any, and starts `jax.distributed` with them.
@@ -45,4 +48,7 @@ def _initialize(job: Job, timeout: float) -> None:
         local_device_ids=None if job.local_devices is None else list(job.local_devices),
         cluster_detection_method="deactivate",
         initialization_timeout=math.ceil(timeout),
+        # A process that is gone is noticed by its line first, and ends the others with a line instead of a stack trace.
+        heartbeat_timeout_seconds=LOST,
+        shutdown_timeout_seconds=math.ceil(timeout),
     )

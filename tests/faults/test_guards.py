@@ -1,0 +1,141 @@
+"""Guards in the step: what they see, what they do, and that a restart or another mesh changes nothing of it."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import Stepper, small_experiment
+from vlm_jax import startup, tree
+from vlm_jax.errors import UserError
+from vlm_jax.health import guards
+from vlm_jax.health.guards import Clip, Guards, Spikes
+
+WINDOW = 16
+
+
+@functools.cache
+def compiled(setting: Guards):
+    return jax.jit(lambda memory, loss, norm: guards.judge(setting, memory, loss, norm))
+
+
+def judged(setting: Guards, losses, norms, memory=None):
+    """What is judged of each step, and the memory after the last."""
+    judge, memory, found = compiled(setting), memory or setting.empty(), []
+    for loss, norm in zip(losses, norms):
+        judgement = judge(memory, jnp.float32(loss), jnp.float32(norm))
+        memory = judgement.memory
+        scale = 1.0 if judgement.scale is None else float(judgement.scale)
+        found.append(
+            {"good": bool(judgement.good), "scale": scale, **{k: float(v) for k, v in judgement.metrics.items()}}
+        )
+    return found, memory
+
+
+def test_nothing_is_remembered_unless_asked_for():
+    (found,), memory = judged(Guards(), [1.0], [1.0])
+    assert found == {"good": True, "scale": 1.0, "skipped": 0.0} and memory == {}
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(np.nan, 1.0), (1.0, np.inf), (-np.inf, 1.0)])
+def test_what_is_not_finite_is_dropped_and_not_remembered(loss, norm):
+    setting = Guards(clip=Clip(window=WINDOW), spikes=Spikes(window=WINDOW))
+    _, memory = judged(setting, np.ones(WINDOW), np.ones(WINDOW))
+    (found,), after = judged(setting, [loss], [norm], memory)
+    assert not found["good"] and found["skipped"] == 1 and found["clipped"] == found["spikes"] == 0
+    assert guards.to_json(after) == guards.to_json(memory)
+
+
+def test_norms_are_clipped_against_the_quantile_of_the_last_ones():
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(size=100)).astype(np.float32)
+    setting = Guards(clip=Clip(quantile=0.75, factor=1.5, window=WINDOW))
+    found, _ = judged(setting, np.ones(100), norms)
+    clipped = 0
+    for i, one in enumerate(found):
+        most = 1.5 * np.quantile(norms[i - WINDOW : i], 0.75) if i >= WINDOW else np.inf
+        assert norms[i] * one["scale"] == pytest.approx(min(norms[i], most), rel=1e-5)
+        assert one["clipped"] == (norms[i] > most) and one["good"]
+        clipped += norms[i] > most
+    assert 5 < clipped < 50
+
+
+def test_a_spike_is_far_above_the_median_of_the_last_losses():
+    rng = np.random.default_rng(1)
+    losses = (3 - 0.01 * np.arange(120) + 0.1 * rng.normal(size=120)).astype(np.float32)
+    losses[[10, 40, 41, 77]] += 5.0  # the first comes before there is a window
+    found, _ = judged(Guards(spikes=Spikes(window=WINDOW, action="skip")), losses, np.ones(120))
+    assert [i for i, one in enumerate(found) if one["spikes"]] == [40, 41, 77]
+    assert [i for i, one in enumerate(found) if not one["good"]] == [40, 41, 77]
+    found, _ = judged(Guards(spikes=Spikes(window=WINDOW)), losses, np.ones(120))
+    assert all(one["good"] for one in found) and sum(one["spikes"] for one in found) == 3
+
+
+def test_a_level_that_has_changed_for_good_becomes_the_usual_one():
+    losses = np.r_[np.full(40, 1.0), np.full(40, 2.0)] + 0.01 * np.sin(np.arange(80))
+    found, _ = judged(Guards(spikes=Spikes(window=WINDOW, action="skip")), losses, np.ones(80))
+    spikes = [i for i, one in enumerate(found) if one["spikes"]]
+    assert spikes == list(range(40, 40 + WINDOW // 2))
+
+
+def test_a_loss_that_never_varies_does_not_spike_by_rounding():
+    losses = np.r_[np.full(30, 2.0), 2.0 + 1e-6, 2.1, 2.3]
+    found, _ = judged(Guards(spikes=Spikes(window=WINDOW)), losses, np.ones(33))
+    assert [one["spikes"] for one in found[30:]] == [0, 0, 1]
+
+
+def test_a_memory_goes_through_json_bit_for_bit():
+    setting = Guards(clip=Clip(window=WINDOW), spikes=Spikes(window=WINDOW))
+    _, memory = judged(setting, np.random.default_rng(2).random(21), np.random.default_rng(3).random(21))
+    saved = json.loads(json.dumps(guards.to_json(memory)))
+    jax.tree.map(np.testing.assert_array_equal, guards.from_json(setting, saved), memory)
+    assert guards.to_json(guards.from_json(setting, None)) == guards.to_json(setting.empty())
+    wider = Guards(clip=Clip(window=2 * WINDOW), spikes=Spikes(window=WINDOW))
+    assert guards.to_json(guards.from_json(wider, saved)) == {
+        "grad_norm": {"last": [0.0] * 2 * WINDOW, "count": 0},
+        "loss": saved["loss"],
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Clip(quantile=0),
+        lambda: Clip(factor=-1),
+        lambda: Clip(window=2),
+        lambda: Spikes(deviations=0),
+        lambda: Spikes(in_a_row=0),
+        lambda: Guards(not_finite=0),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make):
+    with pytest.raises(UserError, match=r"guards.* must be|guards.* is a share"):
+        make()
+
+
+@pytest.mark.full
+def test_a_clipped_update_is_the_same_on_eight_devices(tmp_path):
+    """Every norm above half the median of the last ones is clipped; plain SGD shows the gradient's size."""
+    changes = {"optimizer__name": "sgd", "optimizer__momentum": "0.0", "optimizer__learning_rate": "1e-2"}
+    setting = Guards(clip=Clip(quantile=0.5, factor=0.5, window=8), spikes=Spikes(window=8))
+    experiment = dataclasses.replace(small_experiment(tmp_path, **changes), guards=setting)
+    found = []
+    for devices in (1, 8):
+        stepper = Stepper.make(experiment, jax.devices()[:devices])
+        state, clipped = startup.initialise(stepper.plan), []
+        for _ in range(10):
+            state, metrics = stepper.update(state, stepper.batch())
+            jax.block_until_ready(state)
+            clipped.append(float(metrics["clipped"]))
+        stepper.batches.close()
+        found.append((tree.flatten(jax.device_get(state.params)), clipped, guards.to_json(state.guard)))
+    (one, clipped, memory), (eight, *rest) = found
+    assert clipped == [0.0] * 8 + [1.0] * 2 and rest[0] == clipped
+    for name, value in one.items():
+        np.testing.assert_allclose(eight[name], value, rtol=0, atol=1e-6, err_msg=name)
+    for ring in memory:
+        assert rest[1][ring]["last"] == pytest.approx(memory[ring]["last"], rel=1e-4)
