@@ -1,6 +1,7 @@
 """bind, build, check, overrides, text and JSON of configs."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -159,7 +160,7 @@ def test_references_follow_what_they_refer_to():
 def test_fill_writes_every_default_out_and_json_brings_it_back():
     filled = configs.fill(tree())
     assert filled["right"]["size"] == 2 and filled["left"]["name"] == "leaf"
-    again = configs.from_json(configs.to_json(filled), "here")
+    again = configs.from_json(configs.to_json(filled), "here", known=configs.targets(filled))
     assert configs.lines(configs.fill(again)) == configs.lines(filled)
     assert build(again) == build(tree())
 
@@ -173,3 +174,34 @@ def test_diff_names_what_changed_and_ignores_how_it_was_written():
 def test_broken_json_is_one_line():
     with pytest.raises(UserError, match=r"config\.json is no config"):
         configs.from_json("{", "config.json")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "data.workers.pickle",
+        "vlm_jax.launch.spawn.spawn",
+        "main.main",
+        "a",
+        "",
+        ".x",
+        "..x.y",
+    ],
+)
+def test_a_file_binds_components_of_ours_alone(target, monkeypatch):
+    text = json.dumps({"_target": "experiment.Experiment", "evals": {"a": [{"_target": target, "args": "touch x"}]}})
+    with pytest.raises(UserError, match="no component of vlm_jax, and files run no other code"):
+        configs.from_json(text, "config.json")
+    assert configs.targets(configs.from_json(text, "config.json", known=[target])) == {"experiment.Experiment", target}
+    if target == "os.system":
+        monkeypatch.setenv("VLM_JAX_TRUST", "posix, os")
+        configs.from_json(text, "config.json")
+
+
+def test_every_recipe_comes_back_from_its_file():
+    for name in configs.recipes():
+        config = configs.load(name)
+        again = configs.from_json(configs.to_json(config), name)
+        assert sorted(configs.lines(again)) == sorted(configs.lines(configs.plain(config)))

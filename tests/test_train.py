@@ -115,9 +115,9 @@ def check_same(workdir: Path, whole: Path) -> None:
     assert metrics(workdir) == metrics(whole)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.full) for s in range(1, 10))])
-def test_killed_at_a_random_step_and_started_again_is_the_same_run(tmp_path, whole, seed):
-    rng = random.Random(seed)
+def test_killed_at_a_random_step_and_started_again_is_the_same_run(tmp_path, whole):
+    """The whole count, in every phase of a run: tests/faults/test_kills.py."""
+    rng = random.Random(0)
     process = start(flags(tmp_path))
     wait_for_lines(tmp_path, rng.randint(1, STEPS + 2), process)
     time.sleep(rng.random() * 0.2)

@@ -16,8 +16,12 @@ TPU_OVERLAP = {
 GPU_OVERLAP = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
 
-def compiler_options(devices: Sequence[Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags for a step on `devices`: collectives beside other work where there are several, and `more`, which wins."""
-    platform = devices[0].platform
-    overlap = {"tpu": TPU_OVERLAP, "gpu": GPU_OVERLAP, "cuda": GPU_OVERLAP}.get(platform, {})
-    return {**(overlap if len(devices) > 1 else {}), **more}
+def compiler_options(devices: Sequence[Any], more: Mapping[str, Any], deterministic: bool = False) -> dict[str, Any]:
+    """Flags for a step on `devices`: collectives beside other work where there are several, and `more`, which wins.
+
+    `deterministic` keeps GPUs from sums whose order changes; CPUs and TPUs have none.
+    """
+    gpu = devices[0].platform in ("gpu", "cuda")
+    overlap = TPU_OVERLAP if devices[0].platform == "tpu" else GPU_OVERLAP if gpu else {}
+    same_bits = {"xla_gpu_deterministic_ops": True} if gpu and deterministic else {}
+    return {**(overlap if len(devices) > 1 else {}), **same_bits, **more}

@@ -14,8 +14,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax import schema
 from vlm_jax.errors import UserError, closest
+from vlm_jax.redact import hidden
 from vlm_jax.schema import is_mapping
 
 TARGET, LATE = "_target", "_late"
@@ -283,16 +285,57 @@ def to_json(config: Mapping) -> str:
     return json.dumps(_fill(config), indent=1)
 
 
-def from_json(text: str, where: str) -> ConfigDict:
-    """The config that `to_json` wrote. Raises UserError where the text is none."""
+def from_json(text: str, where: str, known: Iterable[str] | None = ()) -> ConfigDict:
+    """The config that `to_json` wrote.
+
+    It may come from anywhere, and building it calls what it names: so it may name components of vlm_jax alone, those
+    of modules in the environment's `VLM_JAX_TRUST` (`my_module,my_package`), and `known` ones.
+
+    Args:
+      known: other targets that may be bound, such as those of the user's own recipe; None for all, of a text that this
+        program has written itself.
+
+    Raises:
+      UserError: the text is no config, or names something else.
+    """
     try:
         config = ConfigDict(_tuples(json.loads(text)), type_safe=False)
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{where} is no config written by this program: {error}.") from error
+    for target in targets(config) if known is not None else ():
+        if target not in known and not _is_trusted(target):
+            raise UserError(
+                f"{where} binds {target!r}, which is no component of vlm_jax, and files run no other code; "
+                f"if it is yours, set VLM_JAX_TRUST={str(target).rpartition('.')[0] or 'MODULE'}."
+            )
     if config.get("stages") == ():  # as it was written before there were any
         with config.ignore_type():
             config.stages = {}
     return config
+
+
+def targets(config: Any) -> set[Any]:
+    """What a config tree binds, by name."""
+    if isinstance(config, (tuple, list)):
+        return set().union(*map(targets, config))
+    if not is_mapping(config):
+        return set()
+    own = {str(config[TARGET])} if is_node(config) else set()
+    return own.union(*(targets(config[key]) for key in config))
+
+
+def _is_trusted(target: str) -> bool:
+    """Whether it is a component of this package, or the user has said that its module is theirs."""
+    module, _, name = target.removeprefix("vlm_jax.").rpartition(".")
+    trusted = [part.strip() for part in os.environ.get("VLM_JAX_TRUST", "").split(",") if part.strip()]
+    if any(f"{module}.".startswith(f"{part}.") for part in trusted):
+        return True
+    try:
+        found = vars(importlib.import_module(f"vlm_jax.{module}")).get(name)
+    except (ModuleNotFoundError, ValueError, TypeError):
+        return False
+    ours = getattr(found, "__module__", "").startswith("vlm_jax.")
+    return ours and inspect.isclass(found) and dataclasses.is_dataclass(found)
 
 
 def _tuples(value: Any) -> Any:
@@ -302,7 +345,10 @@ def _tuples(value: Any) -> Any:
 
 
 def lines(config: Mapping, prefix: str = "") -> list[str]:
-    """`key.subkey = value`, one a line: what `--print_config` shows, what golden files hold, what a diff compares."""
+    """`key.subkey = value`, one a line: what `--print_config` shows, what golden files hold, what a diff compares.
+
+    Without secrets of URLs: a signature that was renewed makes no other config.
+    """
     out = []
     for key, value in items(config):
         name = f"{prefix}{key}"
@@ -313,7 +359,7 @@ def lines(config: Mapping, prefix: str = "") -> list[str]:
         elif is_mapping(value):
             out += lines(value, f"{name}.") or [f"{name} = {{}}"]
         else:
-            out.append(f"{name} = {value!r}")
+            out.append(hidden(f"{name} = {value!r}"))
     return out
 
 

@@ -53,6 +53,7 @@ class Experiment:
       tokenizer: `bytes`, the path of a sentencepiece model, or `train:N` (N pieces at most, on the training captions).
       total, log, checkpoint, milestone, evaluate: durations, each in `_steps`, `_examples`, `_epochs` or `_percent`.
       batch_size: pairs of the global batch. microbatches: parts it is worked through in.
+      deterministic: the same bits each time, also on GPUs; the first step is made twice, which proves it.
       ema: decay of the moving average of the parameters; None keeps none.
       mesh: axes and rules of partition.
       grad_dtype: what gradients of matrices are summed in over devices; bfloat16 halves their messages.
@@ -84,6 +85,7 @@ class Experiment:
     tokenizer: str | None = "bytes"
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    deterministic: bool = False
     microbatches: int = 1
     ema: float | None = None
     mesh: Layout = Layout()

@@ -18,6 +18,7 @@ from vlm_jax.checkpoint import folder as disk
 from vlm_jax.checkpoint import latest_step, load_params
 from vlm_jax.errors import UserError
 from vlm_jax.interop import card, ours, writing
+from vlm_jax.redact import hidden
 
 TARGETS = ("hf", "open_clip", "safetensors")
 
@@ -57,7 +58,7 @@ def export(workdir: Path, to: str, output: Path, weights: str | None = None) -> 
         origin=f"{name} of step {meta['step']} of the run {workdir.resolve().name}",
         numbers=card.last_numbers(workdir),
         notes=folder.notes,
-        config=configs.to_json(run.config),
+        config=hidden(configs.to_json(run.config)),
         kind=type(model).__name__,
     )
     writing.save(dataclasses.replace(folder, files=folder.files | {"README.md": readme.encode()}), output)
@@ -71,7 +72,7 @@ def _held(workdir: Path) -> str:
 
 
 def _as_it_is(workdir: Path, run: ours.Run, params: dict) -> writing.Folder:
-    files = {"config.json": configs.to_json(run.config).encode()}
+    files = {"config.json": hidden(configs.to_json(run.config)).encode()}
     files |= {f"assets/{path.name}": path.read_bytes() for path in (workdir / "assets").glob("*") if path.is_file()}
     return writing.Folder(files, ours.WEIGHTS, tree.flatten(params))
 

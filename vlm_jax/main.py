@@ -179,7 +179,7 @@ def check_workdir(workdir: Path, config, allow_change: bool, say: Callable[[str]
         raise UserError(f"--workdir={workdir} is a file; name a folder.")
     if not path.is_file():
         return
-    changes = configs.diff(configs.from_json(path.read_text(), str(path)), config)
+    changes = configs.diff(configs.from_json(path.read_text(), str(path), known=configs.targets(config)), config)
     if not allow_change and (changed := [change for change in changes if not re.match(SPEED, change)]):
         shown = "; ".join(changed[:8]) + ("; ..." if len(changed) > 8 else "")
         raise UserError(

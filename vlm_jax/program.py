@@ -9,6 +9,7 @@ import jax
 
 from vlm_jax import flops, startup
 from vlm_jax.compiler_options import compiler_options
+from vlm_jax.deterministic import proven
 from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
 from vlm_jax.step import StepOptions, make_train_step
@@ -22,7 +23,8 @@ def options(experiment: Experiment) -> StepOptions:
 
 def flags(plan: startup.Plan) -> dict[str, Any]:
     """What the compiler is given with the update."""
-    return compiler_options(list(plan.mesh.devices.flat), plan.experiment.compiler_options)
+    experiment = plan.experiment
+    return compiler_options(list(plan.mesh.devices.flat), experiment.compiler_options, experiment.deterministic)
 
 
 def jitted_update(plan: startup.Plan) -> Callable:
@@ -31,6 +33,12 @@ def jitted_update(plan: startup.Plan) -> Callable:
     update = make_train_step(experiment.task, plan.tx, plan.schedule, plan.mesh, options(experiment))
     shardings = (plan.shardings, None)
     return jax.jit(update, donate_argnums=0, out_shardings=shardings, compiler_options=flags(plan) or None)
+
+
+def update_of(plan: startup.Plan) -> Callable:
+    """`jitted_update`; where the run is to be deterministic, one that proves it by its first step."""
+    update = jitted_update(plan)
+    return proven(update) if plan.experiment.deterministic else update
 
 
 def model_flops(plan: startup.Plan) -> float:

@@ -23,6 +23,7 @@ from vlm_jax.evaluate.base import Result
 from vlm_jax.experiment import Experiment
 from vlm_jax.optim import merge
 from vlm_jax.processes import Alone, Link
+from vlm_jax.redact import hidden, hidden_in
 from vlm_jax.state import TrainState
 from vlm_jax.step import variables_of
 from vlm_jax.stop import Stop
@@ -114,7 +115,7 @@ class Run:
             writers,
             progress,
             chrono,
-            program.jitted_update(plan),
+            program.update_of(plan),
             batches,
             rows,
             link,
@@ -256,7 +257,7 @@ class Run:
                 config_text="\n".join(configs.lines(self.config)),
                 artifacts=self.artifacts,
                 facts=self.facts(),
-                notes=self.notes(),
+                notes=[hidden(note) for note in self.notes()],
             )
 
     def facts(self) -> dict[str, str]:
@@ -337,7 +338,7 @@ def _files(experiment: Experiment, config: Mapping, workdir: Path) -> list[Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     files: list[Any] = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
     if experiment.wandb:
-        files.append(report.WandbWriter(experiment.wandb, workdir, config=configs.plain(config)))
+        files.append(report.WandbWriter(experiment.wandb, workdir, config=hidden_in(configs.plain(config))))
     return files
 
 

@@ -34,9 +34,7 @@ def parser() -> Parser:
     compared.add_argument("--values", action="store_true", help="read the arrays that differ, and say by how much")
     pruned = tool("prune", "delete all steps but milestones and the last good ones, which are verified first")
     pruned.add_argument("--keep", type=int, metavar="N", required=True, help="how many of the last good steps stay")
-    pruned.add_argument(
-        "--damaged", action="store_true", help="delete damaged steps too, also those set aside"
-    )
+    pruned.add_argument("--damaged", action="store_true", help="delete damaged steps too, also those set aside")
     pruned.add_argument("--dry_run", action="store_true", help="say what would go, and delete nothing")
     return top
 

@@ -93,19 +93,27 @@ def read_meta(step_folder: str | Path) -> dict[str, Any]:
     """The `meta` of a step.
 
     Raises:
-      Damaged: it is missing, no JSON, or not what was written.
+      Damaged: it is missing, no JSON, not what was written, or of another step than the folder's name says.
       UserError: it was written by a later version.
     """
     try:
-        meta = json.loads((Path(step_folder) / "meta" / "metadata").read_text())
+        meta = json.loads((Path(step_folder) / "meta" / "metadata").read_bytes())
     except OSError as error:
         raise Damaged("it has no meta") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged("its meta is not JSON") from error
     if not isinstance(meta, dict) or meta.pop("checksum", None) != _checksum(meta):
         raise Damaged("its meta is not what was written")
+    if not isinstance(meta.get("format"), int):
+        raise Damaged("its meta is not of this program")
     if meta["format"] > FORMAT:
         raise UserError(f"{step_folder} has format {meta['format']}, newer than {FORMAT}; install a newer vlm_jax.")
+    names = [meta.get("arrays"), meta.get("fingerprints")]
+    if not all(isinstance(part, dict) and all(isinstance(x, str) for x in part.values()) for part in names):
+        raise Damaged("its meta names no arrays")
+    name = Path(step_folder).name
+    if name.isdecimal() and meta.get("step") != int(name):
+        raise Damaged(f"it is of step {meta.get('step')}")
     return meta
 
 

@@ -13,6 +13,7 @@ from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.reader import Example, Reader
 from vlm_jax.data.stream import stream
 from vlm_jax.data.text import Text, caption_ids
+from vlm_jax.redact import hidden
 
 
 def evaluation_batches(
@@ -56,7 +57,7 @@ def evaluation_batches(
                 try:
                     example = read(index)
                 except UnreadableRecord as error:
-                    logging.warning("evaluation leaves out %s", error)
+                    logging.warning("evaluation leaves out %s", hidden(str(error)))
                     mask[i] = False
             examples.append(example)
         pixels = image.batch([e.image for e in examples])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vlm_jax.data.storage import File, Storage, filesystem, is_remote, local_file, remote_file
 from vlm_jax.errors import UserError, closest
+from vlm_jax.redact import hidden
 
 MOST_NAMES = 1_000_000  # that braces may stand for
 SHOWN = 3  # missing files that a message names
@@ -90,7 +91,7 @@ def _find_local(names: list[str], suffixes: tuple[str, ...], storage: Storage) -
         elif not os.path.exists(name) and glob.has_magic(name):
             matches = [match for match in glob.glob(name, recursive=True) if os.path.isfile(match)]
             if not matches and len(names) > 1:
-                logging.warning("no file matches %s", name)
+                logging.warning("no file matches %s", hidden(name))
             yield from map(local_file, matches)
         else:
             try:

@@ -20,6 +20,7 @@ from vlm_jax.data.progress import progress
 from vlm_jax.data.storage import File, Storage, content_hash, filesystem, is_remote, remote_file
 from vlm_jax.data.subprocesses import subprocesses
 from vlm_jax.errors import UserError
+from vlm_jax.redact import hidden
 
 MAGIC = b"vlm_jax index 1\n"
 ALIGN = 64
@@ -143,7 +144,7 @@ def _read(path: str, file: File, kind: str, storage: Storage) -> Index | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        logging.warning("the index %s cannot be read and is made again: %s", path, error)
+        logging.warning("the index %s cannot be read and is made again: %s", hidden(path), hidden(str(error)))
         return None
     if index is None:
         return None
@@ -165,5 +166,7 @@ def _keep(path: str, index: Index, asked_for: bool) -> Index:
     except Exception as error:  # clients of buckets raise all kinds
         if asked_for:
             raise UserError(f"the index {path} cannot be written ({error}): choose another folder for it.") from error
-        logging.warning("the index %s cannot be written and is made again next time: %s", path, error)
+        logging.warning(
+            "the index %s cannot be written and is made again next time: %s", hidden(path), hidden(str(error))
+        )
         return index

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from vlm_jax.data.cache import Cache
 from vlm_jax.errors import UserError
+from vlm_jax.redact import hidden
 
 T = TypeVar("T")
 
@@ -164,7 +165,7 @@ class Storage:
                 raise
             except Exception as error:  # clients of buckets raise all kinds
                 failure = error
-                logging.warning("%s: try %d of %d failed: %s", what, number + 1, self.tries, _one_line(error))
+                logging.warning("%s: try %d of %d failed: %s", hidden(what), number + 1, self.tries, _one_line(error))
         raise UserError(
             f"{what} cannot be read after {self.tries} tries ({_one_line(failure)}); mend the storage and start again, "
             "the run resumes where it was."
@@ -282,4 +283,4 @@ def _whole(data: bytes, size: int) -> bytes:
 
 def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return hidden(lines[0]) if lines else type(error).__name__

@@ -22,6 +22,7 @@ from vlm_jax.errors import UserError, closest
 from vlm_jax.evaluate.answer_scores import METRICS, Question, commonest, scored
 from vlm_jax.evaluate.base import Evaluator, Predict, Result, rounded
 from vlm_jax.evaluate.likelihood import TIE
+from vlm_jax.redact import hidden
 from vlm_jax.report.artifacts import Gallery
 
 PLACE = re.compile(r"\s*<image>\s*")
@@ -127,7 +128,7 @@ class Answers(Evaluator):
         try:
             return source[index]
         except UnreadableRecord as error:
-            logging.warning("evaluation leaves out %s", error)
+            logging.warning("evaluation leaves out %s", hidden(str(error)))
             return None
 
     @functools.cached_property

@@ -103,7 +103,7 @@ def compile_request(request: Request) -> Compiled:
 
     topology = topologies.parse(request.topology)
     devices = topologies.devices(topology)
-    whole = subject.experiment_of(configs.from_json(request.config, "config"))
+    whole = subject.experiment_of(configs.from_json(request.config, "config", known=None))
     experiment = subject.apply(whole, request.change)
     plan = startup.make_plan(experiment, devices)
     ordered = list(plan.mesh.devices.flat)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+from vlm_jax.redact import hidden
 from vlm_jax.report.format import duration, rate
 
 # What the line shows of `train/NAME`, in this order.
@@ -110,6 +111,7 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Prints `line`, above the bar where there is one."""
+        line = hidden(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:

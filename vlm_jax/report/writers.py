@@ -218,14 +218,9 @@ class Writers:
         """Gives `metrics` (keys `train/NAME` or `eval/EVALUATOR/NAME`) of `step` to every writer."""
         for writer, waiting in zip(self._writers, self._waiting):
             waiting.append((step, dict(metrics)))
-            try:
-                while waiting:
-                    writer.write(*waiting[0])
-                    waiting.popleft()
-            except OSError as error:
-                if len(waiting) == 1:
-                    name = type(writer).__name__
-                    self._warn(f"{name}: {error.strerror or error}; metrics are kept until they can be written")
+            why = _write(writer, waiting)
+            if why and len(waiting) == 1:
+                self._warn(f"{type(writer).__name__}: {why}; metrics are kept until they can be written")
 
     def truncate_after(self, step: int) -> None:
         """Forgets what was written for later steps than `step`, which a resumed run writes again."""
@@ -233,5 +228,17 @@ class Writers:
             writer.truncate_after(step)
 
     def close(self) -> None:
-        for writer in self._writers:
+        for writer, waiting in zip(self._writers, self._waiting):
+            _write(writer, waiting)
             writer.close()
+
+
+def _write(writer: Any, waiting: collections.deque) -> str:
+    """Writes what waits, as far as that goes; why not all, or nothing."""
+    try:
+        while waiting:
+            writer.write(*waiting[0])
+            waiting.popleft()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

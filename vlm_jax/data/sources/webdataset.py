@@ -18,6 +18,7 @@ from vlm_jax.data.sources.parts import locate, starts_of
 from vlm_jax.data.sources.tar_index import KIND, key_of, make_tar_index
 from vlm_jax.data.storage import File, Storage
 from vlm_jax.errors import UserError, closest
+from vlm_jax.redact import hidden
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "img")
 DAMAGED = ("refuse", "skip")
@@ -180,7 +181,7 @@ class WebDataset(ImageText):
 @functools.cache
 def _warn(line: str) -> None:
     """Once, however often a run makes its source."""
-    logging.warning("%s", line)
+    logging.warning("%s", hidden(line))
 
 
 def read_spans(storage: Storage, file: File, spans: dict[str, tuple[int, int]]) -> dict[str, bytes]:
