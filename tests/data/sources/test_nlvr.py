@@ -84,6 +84,15 @@ def test_fingerprints_tell_folds_apart(tmp_path):
     assert len({NLVR(path, *o).fingerprint for o in [*options, ("all", 0, 5, 6)]}) == 6
 
 
+def test_a_tokenizer_learns_from_the_split_alone(tmp_path):
+    path = write(tmp_path, [(k, k) for k in range(6)])
+    for split in ("train", "test"):
+        source = NLVR(path, split, 1, 3, renderings=6)
+        records = [source[k]["messages"] for k in range(0, len(source), 6)]
+        texts = [t for asked, told in records for t in (asked["content"].removeprefix("<image>\n"), told["content"])]
+        assert list(source.captions()) == texts and list(source.captions(3)) == texts[:3]
+
+
 def test_mistakes(tmp_path):
     path = write(tmp_path, [(0, 0), (1, 1)])
     with pytest.raises(UserError, match=r"split='tset'.*'test'"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -105,9 +107,19 @@ class NLVR:
             "key": f"{self._table.where(number)}:{row['identifier']}:{rendering}",
         }
 
+    def captions(self, limit: int | None = None) -> Iterator[str]:
+        """The sentences and answers of the split, at most `limit` texts, to train a tokenizer on."""
+        return itertools.islice(self._texts(), limit)
+
     def __getstate__(self) -> dict:
         """The options alone: a process that gets a copy reads the files itself."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _texts(self) -> Iterator[str]:
+        chosen = set(self._rows)
+        for row, (sentence, label) in enumerate(self._table.scan(["sentence", "label"])):
+            if row in chosen and sentence and label is not None:
+                yield from (sentence, ANSWERS[label])
 
     @functools.cached_property
     def _table(self) -> ParquetTable:
