@@ -15,9 +15,22 @@ from vlm_jax.configs._autoencoders import TINY, tiny
 
 from vlm_jax.config import bind
 
-VARIANTS = TINY
+VARIANTS = TINY | {"gan": "`short` with judges: the features of a random encoder, and a discriminator after 30 steps"}
 
 
 def get_config(variant: str = ""):
     codes = dict(size=512, dim=16, beta=0.015, decay=0.99, revive=1.0, kmeans=10)
-    return tiny(variant, bind("models.bottlenecks.vq.VectorQuantiser", **codes))
+    bottleneck = bind("models.bottlenecks.vq.VectorQuantiser", **codes)
+    if variant != "gan":
+        return tiny(variant, bottleneck)
+    config = tiny("short", bottleneck)
+    sees = dict(width=32, depth=2, num_heads=2, patch_size=4, image_size=32, pool="gap", dtype="float32")
+    patches = dict(width=16, layers=2, groups=8, dtype="float32")
+    config.task.update(
+        perceptual=bind("tasks.judges.Perceptual", image=bind("models.vit.ViT", **sees), layers=(0, 1), weight=0.1),
+        adversary=bind(
+            "tasks.judges.Adversary", discriminator=bind("models.discriminator.PatchDiscriminator", **patches), start=30
+        ),
+    )
+    config.optimizer.freeze = ("perceptual/.*",)
+    return config

@@ -106,6 +106,14 @@ def test_pictures_are_images_above_what_became_of_them_and_points_between_them()
     assert (middle == np.round((IMAGES[2] + IMAGES[3].astype(np.float32)) / 2)).all()
 
 
+def test_codes_have_points_between_their_vectors():
+    result = evaluate(CONTINUOUS | discrete(), between=3)
+    lines, expected = (found.artifacts["interpolations"].rows for found in (result, evaluate(CONTINUOUS, between=3)))
+    assert len(lines) == 4 and result["bits"] == 4 * 3
+    for (_, ours), (_, theirs) in zip(lines, expected):
+        assert all((a[0] == b[0]).all() for a, b in zip(ours, theirs))
+
+
 def test_what_does_not_fit_is_named():
     with pytest.raises(UserError, match="gives no 'reconstruct'"):
         evaluate({"image_embedding": None})

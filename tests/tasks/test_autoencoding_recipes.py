@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vlm_jax
 from tests.conftest import FAST
 from vlm_jax import config as configs
+from vlm_jax.checkpoint import load_params
 from vlm_jax.evaluate import results
 from vlm_jax.experiment import open_experiment
 
@@ -54,6 +56,25 @@ def test_a_recipe_without_texts_trains_and_is_evaluated_again(tmp_path):
     rows = results.read(tmp_path / "run")["reconstructions"].rows()["images"]
     assert rows["mse"].mean() == pytest.approx(found["eval/reconstructions/mse"])
     assert "their reconstructions" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.full
+def test_judges_learn_and_stay_behind(tmp_path):
+    """A few steps of a smaller `vqvae_tiny:gan`; what is loaded to be used has neither of the judges."""
+    network = [f"--config.task.model.{part}.widths=(8,8,8)" for part in ("encoder", "decoder")]
+    few = ["--config.total_examples=32", "--config.batch_size=8", "--config.optimizer.schedule.warmup_steps=1"]
+    few += ["--config.data.source.size=64", "--config.evals={}", "--config.task.model.bottleneck.kmeans=0"]
+    few += ["--config.task.adversary.start=2", "--config.log_steps=1"]
+    found = run(tmp_path / "run", "--config=vqvae_tiny:gan", *network, *few, flags=FAST)
+    assert found["train/skipped"] == 0 and found["train/perceptual_loss"] > 0
+    waited, judged = (json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[k]) for k in (0, 3))
+    assert waited["train/discriminator_loss"] == waited["train/adversarial_weight"] == 0
+    assert judged["train/discriminator_loss"] > 0 and judged["train/adversarial_weight"] > 0
+    params, _ = load_params(tmp_path / "run")
+    assert {"perceptual", "discriminator"} < params.keys()
+    model = vlm_jax.load(tmp_path / "run")
+    assert model.params.keys() == {"encoder", "bottleneck", "decoder"}
+    assert model.encode_tokens(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 8, 8)
 
 
 @pytest.mark.full

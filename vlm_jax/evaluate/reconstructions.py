@@ -25,8 +25,8 @@ class Reconstructions(Evaluator):
 
     Args:
       shown: images in the report.
-      between: where latents are numbers, the report also has pictures of so many points on the way from one image to
-        another, the ends included.
+      between: the report also has pictures of so many points on the way from the latents of one image to those of
+        another, the ends included; where latents are codes, between the vectors that stand for them.
     """
 
     source: Any
@@ -67,7 +67,7 @@ class Reconstructions(Evaluator):
         artifacts = {"reconstructions": _gallery(images, again, rows["psnr"])}
         if discrete:
             metrics |= usage(np.concatenate(codes), predict["vocab_size"]())
-        elif len(images) > 1:
+        if "latents" in predict and len(images) > 1:
             artifacts["interpolations"] = self._interpolations(predict, mesh, images)
         return Result(metrics, artifacts, {"images": rows})
 

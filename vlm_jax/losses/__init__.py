@@ -15,6 +15,7 @@ from .infonce import infonce_loss
 from .latents import look_up
 from .lfq import lfq, lfq_entropies, lfq_vectors
 from .logit_laplace import logit_laplace_loss, logit_laplace_nll, map_pixels, unmap_pixels
+from .perceptual import perceptual_loss
 from .reconstruction import l1_loss, l2_loss
 from .residual_vq import residual_vectors, residual_vq
 from .ring import choose_group
@@ -49,6 +50,7 @@ __all__ = [
     "most_likely_code",
     "nearest_code",
     "non_saturating_generator_loss",
+    "perceptual_loss",
     "quantise",
     "reference",
     "residual_vectors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,6 +92,15 @@ class Autoencoder:
     ) -> Float[Array, "batch height width channels"]:
         """What the decoder says of each pixel, f32."""
         return self.decoder.apply(variables["params"]["decoder"], vectors)
+
+    def decode_and_pull(
+        self, variables: Variables, vectors: Float[Array, "batch rows cols dim"]
+    ) -> tuple[Float[Array, "batch height width channels"], Callable[[Array], Array]]:
+        """`decode`, and what makes of a gradient by its result that by the kernel of its last layer."""
+        params, (layer, name) = variables["params"]["decoder"], self.decoder.last
+        of = lambda kernel: self.decoder.apply({**params, layer: {**params[layer], name: kernel}}, vectors)
+        out, pull = jax.vjp(of, params[layer][name])
+        return out, lambda gradient: pull(gradient)[0]
 
     def encode_tokens(
         self, variables: Variables, image: UInt8[Array, "batch height width 3"]

@@ -1,7 +1,8 @@
 """Encoders and decoders of autoencoders: the convolutions of DALL-E and of VQGAN, and transformers.
 
 An encoder has `init(key)`, `apply(params, image) -> [batch, rows, cols, dim]`, `dim` and `stride`, the pixels along a
-side of one place; a decoder the same the other way, for features of `dim`, and gives `channels` for each pixel.
+side of one place; a decoder the same the other way, for features of `dim`, and gives `channels` for each pixel; `last`
+is the path of its last layer's kernel.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class DalleDecoder(Network):
     blocks: int = 2
     channels: int = 6
     stride = 8
+    last = ("output", "kernel")
 
     @functools.cached_property
     def _network(self) -> Functional:
@@ -145,6 +147,7 @@ class VqganDecoder(_Vqgan):
     """VQGAN's; `channels` of each pixel, twice the colours where a scale is predicted."""
 
     channels: int = 3
+    last = ("conv_out", "kernel")
 
     @functools.cached_property
     def _network(self) -> Functional:
@@ -208,6 +211,7 @@ class VitDecoder(_Vit):
     """
 
     channels: int = 3
+    last = ("head", "kernel")
 
     @functools.cached_property
     def _parts(self) -> dict[str, Functional]:

@@ -17,24 +17,31 @@ from vlm_jax.errors import UserError
 from vlm_jax.mesh import BATCH_AXES
 from vlm_jax.models.autoencoder import Autoencoder, unit_interval
 from vlm_jax.models.bottlenecks.base import Moment, Passed
+from vlm_jax.models.tower import stacks_of
 from vlm_jax.nn import shard
+from vlm_jax.nn.functional import Params
 from vlm_jax.tasks.base import Batch, Context, Variables
+from vlm_jax.tasks.judges import Adversary, Images, Perceptual
 
 LOSSES = ("l1", "l2", "logit_laplace")
 
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoding:
-    """The distance of images from what is decoded of them, and the weighed losses of the bottleneck.
+    """The distance of images from what is decoded of them, the weighed losses of the bottleneck, and what judges say.
 
     Attributes:
       model: the autoencoder; its decoder gives 3 numbers for each pixel, and 6 with "logit_laplace".
       reconstruction: "l1" or "l2", of pixels in [0, 1], or "logit_laplace", DALL-E's density of them in nats (Ramesh et
         al. 2021, arXiv:2102.12092, appendix A.3). Each is a mean over all pixels and colours.
+      perceptual: an encoder that compares images too; None for none.
+      adversary: a discriminator that is to be deceived; None for none.
     """
 
     model: Autoencoder
     reconstruction: Literal["l1", "l2", "logit_laplace"] = "l2"
+    perceptual: Perceptual | None = None
+    adversary: Adversary | None = None
 
     def __post_init__(self):
         self.validate()
@@ -51,11 +58,25 @@ class Autoencoding:
     @property
     def stacks(self) -> dict[str, int]:
         """Names of the scanned groups of layers and their depth."""
-        return self.model.stacks
+        judge = {} if self.perceptual is None else stacks_of(perceptual=self.perceptual.image)
+        return self.model.stacks | judge
 
     def init(self, key: Array) -> Variables:
-        """`params` and `state`."""
-        return self.model.init(key)
+        """`params` and `state`; beside the model's parameters those of `perceptual` and `discriminator`."""
+        variables, judges = self.model.init(key), {}
+        if self.perceptual is not None:
+            judges["perceptual"] = self.perceptual.image.init(jax.random.fold_in(key, 1))
+        if self.adversary is not None:
+            judges["discriminator"] = self.adversary.discriminator.init(jax.random.fold_in(key, 2))
+        return {**variables, "params": variables["params"] | judges}
+
+    def check_run(self, experiment: Any) -> None:
+        """See `Task.check_run`."""
+        if self.perceptual is None:
+            return
+        params = jax.eval_shape(self.init, jax.random.key(0))["params"]
+        if "perceptual" in experiment.optimizer.split(params, self.stacks)[0]:
+            raise UserError("the perceptual encoder would be trained: config.optimizer.freeze=('perceptual/.*',).")
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """`image` uint8 [batch, height, width, 3]."""
@@ -67,12 +88,42 @@ class Autoencoding:
         image = shard.constrain(batch["image"], "batch", None, None, None)
         features = self.model.features(variables, image)
         passed = self._through(variables, features.reshape(-1, features.shape[-1]), ctx)
-        out = self.model.decode(variables, passed.vectors.reshape(*features.shape[:3], -1))
-        distance = self._distance(unit_interval(image), out)
-        total = distance + sum(weight * value for weight, value in passed.losses.values())
-        metrics = {f"{name}_loss": value for name, (_, value) in passed.losses.items()}
-        metrics |= {"reconstruction_loss": distance, **passed.metrics}
+        vectors = passed.vectors.reshape(*features.shape[:3], -1)
+        total, metrics = self._judged(variables, unit_interval(image), vectors, ctx)
+        total += sum(weight * value for weight, value in passed.losses.values())
+        metrics |= {f"{name}_loss": value for name, (_, value) in passed.losses.items()} | passed.metrics
         return total, {"metrics": metrics, "state": passed.state}
+
+    def _judged(self, variables: Variables, image: Images, vectors: Array, ctx: Context) -> tuple[Array, dict]:
+        """Losses of what is decoded of vectors.
+
+        Both of an adversary's sides learn in one pass: the discriminator's loss has no gradient to the decoder, and the
+        decoder's none to the discriminator. The adaptive weight needs the gradients by what is decoded, which are then
+        those that are sent back through the decoder: nothing is differentiated twice.
+        """
+        params = variables["params"]
+        if self.adversary is None:
+            return self._distances(params, image, self.model.decode(variables, vectors))
+        out, pull = self.model.decode_and_pull(variables, vectors)
+        still = jax.lax.stop_gradient(out)
+        (total, metrics), by_out = jax.value_and_grad(lambda x: self._distances(params, image, x), has_aux=True)(still)
+        decoded, back = jax.vjp(self._mean, still)
+        judged = self.adversary.judged(params["discriminator"], image, decoded, ctx.step)
+        (generator_by_out,) = back(judged.gradient)
+        adaptive = losses.adaptive_weight(pull(by_out), pull(generator_by_out))
+        weight = jnp.where(ctx.step >= self.adversary.start, self.adversary.weight * adaptive, 0)
+        total = _with_gradient(total + weight * judged.generator, out, by_out + weight * generator_by_out)
+        metrics |= {"generator_loss": judged.generator, "discriminator_loss": judged.discriminator}
+        return total + judged.discriminator, metrics | {"adversarial_weight": weight}
+
+    def _distances(self, params: Params, image: Images, out: Array) -> tuple[Float[Array, ""], dict]:
+        """Of pixels, and of the features of the perceptual encoder; the weighed sum, and each."""
+        total = self._distance(image, out)
+        metrics = {"reconstruction_loss": total}
+        if self.perceptual is not None:
+            metrics["perceptual_loss"] = self.perceptual.loss(params["perceptual"], image, self._mean(out))
+            total += self.perceptual.weight * metrics["perceptual_loss"]
+        return total, metrics
 
     def _through(self, variables: Variables, features: Float[Array, "tokens dim"], ctx: Context) -> Passed:
         """The bottleneck on each device's rows: codebooks see the whole batch by sums over the devices.
@@ -100,9 +151,13 @@ class Autoencoding:
 
     def pixels(self, out: Float[Array, "batch height width channels"]) -> UInt8[Array, "batch height width 3"]:
         """What the decoder says, as an image: of a density the mode of the logits."""
-        if self.reconstruction == "logit_laplace":
-            out = losses.unmap_pixels(jax.nn.sigmoid(jnp.split(out, 2, axis=-1)[0]))
-        return jnp.round(255 * jnp.clip(out, 0, 1)).astype(jnp.uint8)
+        return jnp.round(255 * jnp.clip(self._mean(out), 0, 1)).astype(jnp.uint8)
+
+    def _mean(self, out: Float[Array, "batch height width channels"]) -> Images:
+        """What the decoder says, as an image of floats, which may leave [0, 1]."""
+        if self.reconstruction != "logit_laplace":
+            return out
+        return losses.unmap_pixels(jax.nn.sigmoid(jnp.split(out, 2, axis=-1)[0]))
 
     def constrain(self, params: Any) -> Any:
         """Nothing is bounded."""
@@ -142,6 +197,12 @@ class Autoencoding:
     def from_tokens(self, variables: Variables, tokens: Array) -> UInt8[Array, "n height width 3"]:
         """Images of codes."""
         return self.pixels(self.model.decode_tokens(variables, tokens))
+
+
+def _with_gradient(value: Float[Array, ""], x: Array, gradient: Array) -> Float[Array, ""]:
+    """A number whose gradient by `x` is the given one."""
+    value, gradient, still = jax.lax.stop_gradient((value, gradient, x))
+    return value + (gradient * (x - still)).sum()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
