@@ -31,7 +31,10 @@ from vlm_jax.launch.command import main as launch
 from vlm_jax.main import main
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 # tests/losses/test_docs.py runs that page
 RUNNING = [page for page in PAGES if page.name != "losses.md"]
 SETTING_UP = ("pip", "venv", "git", "cd", ".", "ruff", "pytest")
@@ -83,6 +86,7 @@ def one_command(words: list[str], runs: bool, more: list[str], folder: pathlib.P
         return in_process([*words[3:], *([] if "--dry_run" in words else ["--dry_run"])], launch)
     if program == "python" and module in (
         "vlm_jax.main",
+        "vlm_jax.checkpoint",
         "vlm_jax.data",
         "vlm_jax.data.tokenizers",
         "vlm_jax.evaluate",
@@ -115,7 +119,8 @@ def in_a_process(argv: list[str], folder: pathlib.Path, cache: pathlib.Path) -> 
     env |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    differs = argv[2:4] == ["vlm_jax.checkpoint", "diff"]
+    assert done.returncode == (1 if differs else 0), done.stdout + done.stderr
     return done.stdout
 
 
@@ -133,7 +138,7 @@ def cache(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-LONG = ("weights.md", "library.md", "evaluation.md", "results.md", "plan.md")
+LONG = ("weights.md", "library.md", "evaluation.md", "results.md", "plan.md", "checkpoints.md")
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,14 @@ class Store:
         """
         if jax.process_count() > 1:
             return False
-        if self._manager is not None and not self._manager.is_saving_in_progress():
+        if not self.writing:
             self.wait()
         return time.monotonic() >= self._retry_at
+
+    @property
+    def writing(self) -> bool:
+        """Whether a save is still being written."""
+        return self._manager is not None and self._manager.is_saving_in_progress()
 
     def wait(self) -> bool:
         """Returns when nothing is being written any more: whether the last save is on disk."""

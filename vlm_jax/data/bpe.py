@@ -135,7 +135,14 @@ def from_json(content: bytes) -> ClipBPE:
     model = json.loads(content)["model"]
     if not is_clip(content):
         raise ValueError("a tokenizer of another kind than CLIP's")
-    return ClipBPE(model["vocab"], pairs(model["merges"]))
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not all(type(token) is int and token >= 0 for token in vocab.values()):
+        raise ValueError("its vocabulary is no table of ids")
+    if not any(end in vocab for _, end in SPECIALS):
+        raise ValueError(f"its vocabulary has no end token, {' or '.join(end for _, end in SPECIALS)}")
+    if not isinstance(merges, list):
+        raise ValueError("it has no list of merges")
+    return ClipBPE(vocab, pairs(merges))
 
 
 def is_clip(content: bytes) -> bool:
@@ -155,7 +162,8 @@ def to_json(vocab: bytes, merges: bytes) -> bytes:
 
 def pairs(merges: Iterable[str | Sequence[str]]) -> list[tuple[str, str]]:
     """Merges as pairs. Raises: ValueError for a line that is none."""
-    found = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    if bad := next((merge for merge in found if len(merge) != 2), None):
-        raise ValueError(f"{' '.join(bad)!r} is no pair to be merged")
-    return found
+    found = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    for merge in found:
+        if not isinstance(merge, (list, tuple)) or len(merge) != 2 or not all(isinstance(part, str) for part in merge):
+            raise ValueError(f"{merge!r} is no pair to be merged")
+    return [(first, second) for first, second in found]

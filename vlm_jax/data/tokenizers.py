@@ -69,7 +69,8 @@ class SentencePiece:
         self.unk_id = special(self._processor.unk_id())
         self.bos_id = special(self._processor.bos_id())
         self.vocab_size = self._processor.vocab_size()
-        self.adds_space = self._processor.encode("a", out_type=str)[0].startswith(SPACE)
+        first = self._processor.encode("a", out_type=str)[:1]
+        self.adds_space = bool(first) and first[0].startswith(SPACE)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
@@ -96,6 +97,7 @@ class HuggingFace:
             ) from None
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+            self._tokenizer.encode("\U0010fffd")  # what no vocabulary has must be encoded too
         except Exception as error:  # of a bare class of its own
             raise ValueError(str(error)) from error
         self._tokenizer.no_truncation()
@@ -110,7 +112,8 @@ class HuggingFace:
         self.vocab_size = self._tokenizer.get_vocab_size()
         self._speller = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         self._speller.encode_special_tokens = True
-        self.adds_space = self._speller.encode("a", add_special_tokens=False).tokens[0].startswith((SPACE, "Ġ"))
+        first = self._speller.encode("a", add_special_tokens=False).tokens[:1]
+        self.adds_space = bool(first) and first[0].startswith((SPACE, "Ġ"))
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
