@@ -3,6 +3,7 @@
 from vlm_jax.config import bind, late
 
 TINY = {"short": "60 steps on drawn shapes, to see that everything works; it needs no files"}
+SHAPES = {"shapes": "on drawn shapes, in half the steps; decoders of images as tokens take it"}
 FULL = {
     "full": "the recipe; needs --config.data.source.path=FILES (Parquet)",
     "smoke": "the same model on any machine: small batch, 4 steps, drawn shapes of 64 pixels; default on a CPU",
@@ -47,6 +48,11 @@ def tiny(variant: str, bottleneck):
     config.evals = dict(
         reconstructions=bind("evaluate.reconstructions.Reconstructions", source=_cifar10("test-*"), image=late("image"))
     )
+    if variant == "shapes":
+        config.total_examples = 1200 * 64
+        config.image.flip = False  # captions may say left or right
+        config.data.source = _shapes(32, split="train", size=60_000)
+        config.evals.reconstructions.source = _shapes(32, split="test", size=1000)
     if variant == "short":
         config.total_examples = 60 * 64
         config.optimizer.schedule.warmup_steps = 10

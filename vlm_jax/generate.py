@@ -68,7 +68,7 @@ def generate(
     logits: Float[Array, "n vocab"],
     cache: Cache,
     sampling: Sampling,
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, ""] | Key[Array, " n"] | None = None,
 ) -> Int[Array, "n max_tokens"]:
     """The tokens after a prompt, by whose last token `logits` were given and whose `cache` is.
 
@@ -76,7 +76,7 @@ def generate(
     depends on how many others there are. To be called inside `jax.jit`.
 
     Args:
-      key: of what is drawn; not needed at temperature 0.
+      key: of what is drawn, or one for each row; not needed at temperature 0.
 
     Raises:
       UserError: a temperature without a key.
@@ -96,7 +96,10 @@ def generate(
         ended: Bool[Array, " n"]
 
     def one(state: State) -> State:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), jnp.arange(n))
+        if key.ndim:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(key, state.step)
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), jnp.arange(n))
         token = jnp.where(state.ended, sampling.pad, jax.vmap(_choose, (0, None, 0))(state.logits, sampling, keys))
         tokens = state.tokens.at[:, state.step].set(token)
         ended = state.ended | _stops(token, sampling)
@@ -109,6 +112,41 @@ def generate(
     tokens = jnp.full((n, sampling.max_tokens), sampling.pad, jnp.int32)
     start = State(jnp.int32(0), logits.astype(jnp.float32), cache, tokens, jnp.zeros(n, bool))
     return jax.lax.while_loop(goes_on, one, start).tokens
+
+
+def restricted(extend: Extend, first: int, count: int) -> Extend:
+    """`extend` for tokens `first` to `first + count - 1` alone, which are numbered from 0."""
+
+    def one(tokens: Int[Array, " n"], cache: Cache) -> tuple[Float[Array, "n count"], Cache]:
+        logits, cache = extend(tokens + first, cache)
+        return logits[:, first : first + count], cache
+
+    return one
+
+
+def guided(extend: Extend, scale: float) -> Extend:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), of logits as in CM3Leon (arXiv:2309.02591).
+
+    Each row is two streams, that with its condition and one without; leaves of the cache are [n, 2, ...].
+    """
+
+    def one(tokens: Int[Array, " n"], cache: Cache) -> tuple[Float[Array, "n vocab"], Cache]:
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), cache)
+        logits, flat = extend(jnp.repeat(tokens, 2), flat)
+        return guide(logits, scale), pairs(flat)
+
+    return one
+
+
+def guide(logits: Float[Array, "two_n vocab"], scale: float) -> Float[Array, "n vocab"]:
+    """`without + scale * (with - without)` of rows that alternate: one with its condition, the same one without."""
+    given, free = jnp.unstack(pairs(logits.astype(jnp.float32)), axis=1)
+    return free + scale * (given - free)
+
+
+def pairs(tree: Any) -> Any:
+    """Leaves [n, 2, ...] of leaves [2 n, ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), tree)
 
 
 def _stops(token: Int[Array, "..."], sampling: Sampling) -> Bool[Array, "..."]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from vlm_jax import interop, tree
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError, closest
 from vlm_jax.interop import ours
+from vlm_jax.models.autoencoder import Autoencoder
 from vlm_jax.models.captioner import Captions
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -76,6 +78,8 @@ def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]
                 raise UserError(f"config.init_from.{prefix}={spec}: {path} has no {part!r}; {closest(name, names)}")
             found, theirs = found[name], getattr(theirs, name, None)
         ours = getattr(model, prefix, None)
+        if isinstance(ours, Autoencoder) and isinstance(theirs, Autoencoder):
+            _same_autoencoder(prefix, spec, ours, theirs)
         if ours is not None and theirs is not None and hasattr(ours, "geometry") and hasattr(theirs, "geometry"):
             _compute_alike(spec, {prefix: ours}, {prefix: theirs})
         params[prefix] = found
@@ -91,6 +95,47 @@ def _anything(path: str) -> tuple[dict, Any]:
     if not Path(path).is_dir():
         raise UserError(f"config.init_from={path}: no such folder.")
     return load_params(path)[0], configs.build(ours.open_run(Path(path)).model) if configs.is_workdir(path) else None
+
+
+def _same_autoencoder(prefix: str, spec: str, ours: Autoencoder, theirs: Autoencoder) -> None:
+    """Raises UserError where codes would mean something else: shapes alone do not show it of levels and signs."""
+    for field in dataclasses.fields(ours):
+        mine, wanted = getattr(ours, field.name), getattr(theirs, field.name)
+        if mine != wanted:
+            raise UserError(
+                f"config.init_from.{prefix}={spec}: its {field.name} is {wanted}, this model's is {mine}; set "
+                f"task.model.{prefix}.{field.name} to it."
+            )
+
+
+def load_state(init_from: str | Mapping[str, str], live: Any) -> Any:
+    """The state of a run with that of the workdirs that its parameters come from: codebooks, which are no parameters.
+
+    Raises:
+      UserError: a workdir has none, or one of other shapes.
+    """
+    parts = init_from if isinstance(init_from, Mapping) else {"": init_from}
+    given: dict[str, Any] = {}
+    for prefix, spec in parts.items():
+        path, _, part = spec.partition("#")
+        names = [name for name in tree.flatten(live) if not prefix or name.startswith(f"{prefix}/")]
+        if not names or interop.is_foreign(path):
+            continue
+        found = load_params(path, "state")[0]
+        for name in part.split("/") if part else ():
+            found = found.get(name, {})
+        found = tree.flatten({prefix: found} if prefix else found)
+        given |= {name: found.get(name) for name in names}
+
+    def leaf(name, old):
+        if name not in given:
+            return old
+        shape = None if given[name] is None else given[name].shape
+        if shape != old.shape:
+            raise UserError(f"config.init_from: its state {name} is {shape or 'missing'}, wanted is {old.shape}.")
+        return jax.device_put(jnp.asarray(given[name], old.dtype), old.sharding)
+
+    return tree.map_with_name(leaf, live)
 
 
 def others(parts: Mapping[str, str]) -> str:

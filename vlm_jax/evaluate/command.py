@@ -107,7 +107,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         show(f"warning: {line}")
     protocol = {} if card is None else {"card": card.name, "differs": differs}
     late = {"image": model.image} | ({} if model.text is None else {"text": model.text})
-    late |= {"conversations": model.conversations} if hasattr(model, "conversations") else {}
+    late |= {name: getattr(model, name) for name in ("conversations", "fusion") if hasattr(model, name)}
     filled = configs.fill(config)["evals"]
     lacking = [name for name in names if model.text is None and _reads_text(evals[name])]
     for name in lacking:

@@ -29,7 +29,7 @@ class Run:
       model: a bound node.
       image: a bound node of `data.image.ImageTransform`.
       text: a bound node of `data.text.Text`, and what it builds; None for images alone.
-      conversations, sampling: bound nodes; None where the run has none.
+      conversations, sampling, fusion: bound nodes; None where the run has none.
     """
 
     config: ConfigDict
@@ -39,6 +39,7 @@ class Run:
     text: Text | None
     conversations: ConfigDict | None = None
     sampling: ConfigDict | None = None
+    fusion: ConfigDict | None = None
 
 
 def is_export(path: Path) -> bool:
@@ -68,6 +69,8 @@ def open_run(folder: Path) -> Run:
         late = {"tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
         late |= {"pad_id": text.pad_id, "eos_id": text.eos_id, "bos_id": text.bos_id}
     part = lambda node: None if node is None else complete(_filled(node, late))
+    if (fusion := part(config.get("fusion"))) is not None:
+        late["fused_size"] = configs.build(fusion).vocabulary.size
     return Run(
         config=config,
         model=complete(_filled(model, late)),
@@ -76,6 +79,7 @@ def open_run(folder: Path) -> Run:
         text=text,
         conversations=part(config.get("conversations")),
         sampling=part(config.task.get("sampling")),
+        fusion=fusion,
     )
 
 

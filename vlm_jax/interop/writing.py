@@ -20,9 +20,10 @@ from vlm_jax.errors import UserError
 from vlm_jax.interop import hugging_face, open_clip, open_clip_coca, processing, table, tokenizer_json
 from vlm_jax.interop.imported import RGB
 from vlm_jax.models.captioner import Captioner
+from vlm_jax.models.chameleon import Chameleon
 from vlm_jax.models.coca import CoCa
 from vlm_jax.models.llava import Llava
-from vlm_jax.models.multimodal import MultimodalDecoder
+from vlm_jax.models.multimodal import MultimodalDecoder, TextDecoder
 from vlm_jax.models.siglip2 import SigLIP2
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -111,6 +112,8 @@ def _decoder(
             if image.fill != processing.BLACK:
                 notes += (f"the padding of tiles was {image.fill}, there it is black",)
         notes += (places, *_differences(image, "transformers"))
+    elif config["model_type"] == "chameleon":
+        notes += ("the tokenizer of images is not written: transformers begins with random weights of its own",)
     elif config["model_type"] == "fuyu":
         notes += ("how images become patches is not written",)
     return Folder(files, "model.safetensors", table.export(names, _flat(params)), notes)
@@ -142,7 +145,9 @@ def to_open_clip(
 
 
 def _bare(model: Any, params: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-    """Of SigLIP 2 the towers, which are what other libraries have of it."""
+    """Of SigLIP 2 the towers, and of Chameleon the decoder, which are what other libraries have of them."""
+    if isinstance(model, Chameleon):
+        return TextDecoder(model.decoder), {"decoder": params["decoder"]}
     if not isinstance(model, SigLIP2):
         return model, params
     names = {"image", "text", "logit_scale", "logit_bias"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from vlm_jax.library.autoencoding import AutoencoderModel
 from vlm_jax.library.captions import CaptionModel, writes_captions
 from vlm_jax.library.conversing import ConversationModel, conversing
 from vlm_jax.library.found import foreign, of_run
+from vlm_jax.library.fused import FusedModel
 from vlm_jax.library.model import Model
 from vlm_jax.models.autoencoder import Autoencoder
+from vlm_jax.models.chameleon import Chameleon
 from vlm_jax.models.multimodal import MultimodalDecoder
 
-__all__ = ["AutoencoderModel", "CaptionModel", "ConversationModel", "Model", "load"]
+__all__ = ["AutoencoderModel", "CaptionModel", "ConversationModel", "FusedModel", "Model", "load"]
 
 
 def load(
@@ -35,12 +38,12 @@ def load(
     devices: Sequence[Any] | None = None,
     layout: meshes.Layout | None = None,
     batch_size: int = 64,
-) -> Model | CaptionModel | ConversationModel | AutoencoderModel:
+) -> Model | CaptionModel | ConversationModel | AutoencoderModel | FusedModel:
     """The model of a workdir, of an export, or of a folder or file of another library (see `vlm_jax.interop.read`).
 
     What it is depends on what the path holds: a `Model` embeds; a `CaptionModel` (CoCa, captioners) also writes what
     images show; a `ConversationModel` (language models, LLaVA, Fuyu, EVE) answers prompts; an `AutoencoderModel` turns
-    images into tokens and back.
+    images into tokens and back; a `FusedModel` (Chameleon) writes about images and draws images of captions.
 
     Args:
       path: a workdir, an export, a Hugging Face or open_clip folder, big_vision's `.npz`, or `hf:ORG/NAME`.
@@ -65,7 +68,10 @@ def load(
         text = dataclasses.replace(text, tokenizer=tokenizer)
     elif text is not None and text.tokenizer == "":
         text, reason = None, f"{path} came without its tokenizer; give load(PATH, tokenizer=FILE), or token ids."
-    converses = isinstance(found.network, MultimodalDecoder)
+    fused = isinstance(found.network, Chameleon)
+    converses = isinstance(found.network, MultimodalDecoder) and not fused
+    if fused and found.task is None:
+        raise UserError(f"{path}: exports hold no codebooks of images and no vocabulary; give the workdir of the run.")
     if template is not None and not converses:
         raise UserError(f"template={template!r}: {path} holds no model that answers prompts.")
     network, params, extra = found.network, found.params, {}
@@ -75,10 +81,11 @@ def load(
     mesh = layout.make(jax.devices() if devices is None else devices)
     params = tree.stack(params, network.stacks)
     params = jax.device_put(params, meshes.shardings(params, layout, mesh, network.stacks))
-    if isinstance(network, Autoencoder):
+    if fused or isinstance(network, Autoencoder):
         variables = {"params": params, "state": jax.device_put(found.state, meshes.replicated(mesh))}
         own = {"source": str(path), "step": found.step, "image": found.image, "mesh": mesh, "batch_size": batch_size}
-        return AutoencoderModel(task=found.task, variables=variables, **own)
+        kind = functools.partial(FusedModel, text=text) if fused else AutoencoderModel
+        return kind(task=found.task, variables=variables, **own)
     captions = writes_captions(network)
     if captions:
         extra = {"sampling": found.sampling, "begin_id": found.begin_id}

@@ -21,6 +21,7 @@ from vlm_jax.interop import ours
 from vlm_jax.interop.imported import RGB
 from vlm_jax.models.autoencoder import Autoencoder
 from vlm_jax.models.captioner import Captions
+from vlm_jax.models.chameleon import Chameleon
 from vlm_jax.models.decoder import LanguageModel
 from vlm_jax.models.multimodal import MultimodalDecoder, TextDecoder
 from vlm_jax.models.two_tower import TwoTower
@@ -37,7 +38,7 @@ class Found:
       text: None where there is none, with the `reason`; its tokenizer is "" where that did not come along.
       conversations: how prompts are written; None for those that are continued as they stand, or never.
       sampling: how the run writes. begin_id: the token that captions begin with.
-      task, state: of an autoencoder's run.
+      task, state: of the run of an autoencoder, or of a decoder of image tokens.
     """
 
     family: str
@@ -98,10 +99,13 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
         raise UserError(f"{path}: a {type(network).__name__} embeds neither images nor texts, and writes nothing.")
     params, meta = load_params(path, weights, step)
     task, state = None, {}
-    if isinstance(network, Autoencoder):
-        task = configs.build(run.config.task)
-        if jax.eval_shape(network.bottleneck.init_state, jax.random.key(0)):
+    if isinstance(network, Autoencoder | Chameleon):
+        task = configs.build(run.config.task, **_late(run))
+        if jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))["state"]):
             state, _ = load_params(path, "state", meta["step"])
+    if isinstance(network, Autoencoder):  # to be used, without its judges
+        task = dataclasses.replace(task, perceptual=None, adversary=None)
+        params = {name: params[name] for name in ("encoder", "bottleneck", "decoder")}
     return Found(
         family="vlm_jax",
         step=meta["step"],
@@ -118,3 +122,12 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
         task=task,
         state=state,
     )
+
+
+def _late(run: ours.Run) -> dict[str, Any]:
+    """The late values of the task of a run on texts and image tokens."""
+    if run.fusion is None:
+        return {}
+    text, fusion = run.text, configs.build(run.fusion)
+    late = {"fusion": fusion, "fused_size": fusion.vocabulary.size, "vocab_size": text.vocab_size}
+    return late | {"end_id": text.eos_id, "pad_id": text.pad_id, "bos_id": text.bos_id, "eos_id": text.eos_id}
