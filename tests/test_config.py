@@ -205,3 +205,13 @@ def test_every_recipe_comes_back_from_its_file():
         config = configs.load(name)
         again = configs.from_json(configs.to_json(config), name)
         assert sorted(configs.lines(again)) == sorted(configs.lines(configs.plain(config)))
+
+
+def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = configs.fill(configs.load("clip_tiny"))
+    run.total_examples = 7
+    (tmp_path / "siglip_tiny").mkdir()
+    (tmp_path / "siglip_tiny" / "config.json").write_text(configs.to_json(run))
+    assert configs.to_json(configs.load("siglip_tiny")) != configs.to_json(configs.load("./siglip_tiny"))
+    assert configs.load("./siglip_tiny").total_examples == 7 and configs.is_workdir("siglip_tiny")

@@ -230,7 +230,7 @@ def load(spec: str) -> ConfigDict:
     """
     name, variant = split_spec(spec)
     path = Path(name)
-    if is_workdir(name):
+    if names_workdir(name):
         if variant:
             raise UserError(f"{name} is a workdir; its config has no variants, but {variant!r} was asked for.")
         return from_json((path / "config.json").read_text(), str(path / "config.json"))
@@ -242,8 +242,13 @@ def load(spec: str) -> ConfigDict:
 
 
 def is_workdir(name: str) -> bool:
-    """Whether it is the folder of a run; a folder that only has a recipe's name is none."""
+    """Whether it is the folder of a run."""
     return (Path(name) / "config.json").is_file()
+
+
+def names_workdir(name: str) -> bool:
+    """Whether a `--config` is the folder of a run. A recipe's name is the recipe's; a folder of that name is ./NAME."""
+    return name not in recipes() and is_workdir(name)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
