@@ -91,6 +91,7 @@ def one_command(words: list[str], runs: bool, more: list[str], folder: pathlib.P
         "vlm_jax.data.tokenizers",
         "vlm_jax.evaluate",
         "vlm_jax.export",
+        "vlm_jax.replay",
     ):
         if module == "vlm_jax.main" and not runs:
             return in_process([*words[3:], "--print_config"])
@@ -120,8 +121,9 @@ def in_a_process(argv: list[str], folder: pathlib.Path, cache: pathlib.Path) -> 
     env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     differs = argv[2:4] == ["vlm_jax.checkpoint", "diff"]
-    assert done.returncode == (1 if differs else 0), done.stdout + done.stderr
-    return done.stdout
+    failed = done.stderr.startswith("error: ")  # whether it may is for the page to say
+    assert done.returncode == (2 if failed else 1 if differs else 0), done.stdout + done.stderr
+    return done.stdout + (done.stderr if failed else "")
 
 
 def holds(printed: str, lines: str) -> None:
@@ -138,7 +140,7 @@ def cache(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-LONG = ("weights.md", "library.md", "evaluation.md", "results.md", "plan.md", "checkpoints.md")
+LONG = ("faults.md", "weights.md", "library.md", "evaluation.md", "results.md", "plan.md", "checkpoints.md")
 
 
 @pytest.mark.parametrize(

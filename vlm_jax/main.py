@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +20,8 @@ USAGE = (
     "[--bind='Target.param=VALUE' ...]"
 )
 
-# What decides how soon a batch is there, and not which one it is: a run may go on with other values.
-SPEED = r"data\.(workers|threads|prefetch|cache): "
+# What decides how soon a batch is there, and not which one it is, or how long is waited: a run may go on with others.
+SPEED = r"(data\.(workers|threads|prefetch|cache)|stalls\.\w+): "
 
 
 class Parser(argparse.ArgumentParser):
@@ -153,7 +154,7 @@ def cpu_variant(flags: argparse.Namespace, say: Callable[[str], None]) -> str | 
     from vlm_jax import config as configs
 
     name, variant = configs.split_spec(flags.config)
-    if variant or configs.is_workdir(name) or "smoke" not in configs.variants_of(configs.recipe_module(name)):
+    if variant or configs.names_workdir(name) or "smoke" not in configs.variants_of(configs.recipe_module(name)):
         return None
     import jax
 
@@ -211,6 +212,7 @@ def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int
 
 def run(argv: list[str]) -> int:
     """The whole program; returns the exit code."""
+    began = time.monotonic()
     flags, overrides = arguments(argv)
     if flags.help:
         show(help_text())
@@ -240,10 +242,12 @@ def run(argv: list[str]) -> int:
     job = job or processes.detect(flags.process_timeout)
     link = processes.join(job, [*lines, mode], flags.process_timeout)
     with link.together():
-        return run_config(flags, overrides, config, said, link)
+        return run_config(flags, overrides, config, said, link, began)
 
 
-def run_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link) -> int:
+def run_config(
+    flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link, began: float
+) -> int:
     """Everything after the arguments are understood, as one of the processes of `link`."""
     for line in said:
         link.say(line)
@@ -256,7 +260,7 @@ def run_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], conf
 
     names = stages.names(config)
     if not names:
-        return run_one(flags, config, workdir, link)
+        return run_one(flags, config, workdir, link, began)
     wanted = [flags.stage] if flags.stage else names[-1:] if flags.evaluate_only else names
     for stage in stages.each(config, workdir, alone=flags.dry_run):
         if stage.name in wanted:
@@ -267,8 +271,9 @@ def run_config(flags: argparse.Namespace, overrides: list[tuple[str, str]], conf
     return 0
 
 
-def run_one(flags: argparse.Namespace, config, workdir: Path, link) -> int:
-    """A run of one config."""
+def run_one(flags: argparse.Namespace, config, workdir: Path, link, began: float | None = None) -> int:
+    """A run of one config. `began`: when its start-up did, in seconds of `time.monotonic`; now unless given."""
+    began = time.monotonic() if began is None else began
     from vlm_jax import config as configs
 
     filled = configs.fill(config)
@@ -296,7 +301,7 @@ def run_one(flags: argparse.Namespace, config, workdir: Path, link) -> int:
 
     if flags.evaluate_only:
         return train.evaluate_only(experiment, filled, workdir, link)
-    return train.train(experiment, filled, workdir, flags.allow_config_change, link)
+    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began)
 
 
 @contextlib.contextmanager
@@ -341,7 +346,7 @@ def default_workdir(spec: str, variant: str | None) -> Path:
     from vlm_jax import config as configs
 
     name, asked = configs.split_spec(spec)
-    if configs.is_workdir(name):
+    if configs.names_workdir(name):
         return Path(name)
     return Path("workdirs") / "-".join(part for part in (Path(name).stem, asked or variant) if part)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vlm_jax import config as configs
-from vlm_jax import environment, flops, program, report, startup
+from vlm_jax import environment, flops, program, report, rewind, startup
 from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
@@ -21,6 +21,11 @@ from vlm_jax.errors import UserError
 from vlm_jax.evaluate import results
 from vlm_jax.evaluate.base import Result
 from vlm_jax.experiment import Experiment
+from vlm_jax.health import guards
+from vlm_jax.health.goodput import Ledger
+from vlm_jax.health.phases import CHECKPOINTS, COMPILE, DATA, EVALUATION, STEPS, Phases
+from vlm_jax.health.pulse import Pulse
+from vlm_jax.health.verdicts import Verdict, Verdicts
 from vlm_jax.optim import merge
 from vlm_jax.processes import Alone, Link
 from vlm_jax.redact import hidden, hidden_in
@@ -30,6 +35,8 @@ from vlm_jax.stop import Stop
 
 # Seconds that a network's filesystem may take to show one host what another has written.
 SHARED = 90.0
+# Metrics of which a line has the sum since the one before.
+COUNTED = {"skipped", "clipped", "spikes"}
 # Seconds between tries of the last save.
 LAST_TRIES = (1.0, 5.0, 20.0)
 
@@ -50,7 +57,13 @@ class Run:
     update: Callable
     batches: Any
     rows: np.ndarray
+    phases: Phases
+    verdicts: Verdicts
+    ledger: Ledger | None = None
+    pulse: Pulse | None = None
     link: Alone | Link = Alone()
+    batch: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    compiled: bool = False
     artifacts: dict[str, Any] = dataclasses.field(default_factory=dict)
     tracing: bool = False
     unreadable_told: float = 0.0
@@ -65,6 +78,7 @@ class Run:
         data: bool = True,
         allow_change: bool = False,
         link: Alone | Link = Alone(),
+        phases: Phases | None = None,
     ) -> Run:
         """Devices, state, data and files, in the order in which mistakes are cheapest.
 
@@ -78,18 +92,15 @@ class Run:
         store = Store(workdir, keep=experiment.keep_checkpoints, stacks=plan.stacks, warn=warn)
         start = startup.begin(plan, store, warn)
         step = int(start.state.step)
-        rows = meshes.local_rows(plan.mesh, experiment.batch_size)
-        batches = None
+        phases = phases or Phases()
+        batches = ledger = pulse = None
         if data:
-            batches = experiment.data.batches(
-                seed=experiment.seed,
-                batch_size=experiment.batch_size,
-                rows=rows,
-                state=start.data,
-                allow_change=allow_change,
-                overfit_batches=experiment.overfit_batches,
-                counted=_first_holder(plan.mesh, experiment.batch_size),
-            )
+            if start.data is not None:
+                noted = rewind.of_checkpoint(link.gather(rewind.notes(workdir))[0], step, start.data)
+                start = dataclasses.replace(start, data=rewind.moved(start.data, noted))
+            batches = open_batches(plan, start.data, allow_change)
+            done = max((line["step"] for line in report.read_metrics(workdir / "metrics.jsonl")), default=0)
+            ledger = Ledger(workdir / "goodput.json" if first else None, phases, int(done))
         # The run is accepted: from here on the workdir is its own.
         writers = report.Writers(_files(experiment, config, workdir) if first else [], warn)
         if data and first:
@@ -97,6 +108,7 @@ class Run:
             writers.truncate_after(step)
         if data:
             _see_alike(workdir / "config.json", configs.to_json(config).encode(), link)
+            pulse = Pulse(workdir / "heartbeats", link.index, phases, ledger, experiment.stalls.heartbeat)
         chrono = Chrono(
             batch_size=experiment.examples,
             total=experiment.clock.total,
@@ -117,21 +129,15 @@ class Run:
             chrono,
             program.update_of(plan),
             batches,
-            rows,
+            meshes.local_rows(plan.mesh, experiment.batch_size),
+            phases,
+            Verdicts(experiment.guards, _ahead(plan.mesh)),
+            ledger,
+            pulse,
             link,
         )
         run.introduce()
         return run
-
-    @property
-    def ahead(self) -> int:
-        """Steps that may wait on the devices: enough to keep them busy, few enough to hold few batches.
-
-        0 on several simulated CPU devices: programs with collectives that are in flight together starve each other
-        of threads, up to a deadlock.
-        """
-        simulated = self.plan.mesh.size > 1 and self.plan.mesh.devices.flat[0].platform == "cpu"
-        return 0 if simulated else 2
 
     @property
     def total(self) -> int:
@@ -152,17 +158,38 @@ class Run:
     def agreed(self, stop: Stop, step: int) -> bool:
         """Whether all processes stop before this step: one that stops alone leaves the others waiting."""
         stop.agreed = self.link.stops(stop.signal, step)
-        return stop.agreed is not None
+        if stop.agreed is None:
+            return False
+        self.verdicts.settle(all_of_them=True)
+        return not self.verdicts.troubled  # a few steps later it is over, or there is something to be done about it
+
+    def begin(self, step: int) -> None:
+        """The step after the first `step` ones begins."""
+        self.profile(step)
+        self.phases.enter(STEPS if self.compiled else COMPILE)
+        self.phases.step, self.phases.repeating = step, self.ledger.repeats(step)
+        self.compiled = True
 
     def next_batch(self) -> dict[str, jax.Array]:
         """The next batch, on the devices; only what the task reads is sent."""
-        batch = next(self.batches)
+        with self.phases.during(DATA):
+            self.batch = batch = next(self.batches)
         wanted = self.experiment.task.batch_spec(self.experiment.batch_size)
         if missing := [name for name in wanted if name not in batch]:
             raise UserError(
                 f"the task reads {', '.join(missing)}, which config.data does not give: it gives {', '.join(batch)}."
             )
         return meshes.put({k: batch[k] for k in wanted}, self.rows, self.experiment.batch_size, self.plan.mesh)
+
+    def judge(self, metrics: dict[str, jax.Array], all_of_them: bool) -> Verdict:
+        """Waits for steps in flight, all or but the last few, and says what is to be done."""
+        self.verdicts.add(metrics)
+        return self.verdicts.settle(all_of_them)
+
+    def replace_batches(self, state: dict) -> None:
+        """Goes on with the data from where the state says."""
+        self.batches.close()
+        self.batches = open_batches(self.plan, state)
 
     def due(self, name: str, step: int) -> bool:
         """Whether `log`, `checkpoint`, `milestone` or `evaluate` falls on this step."""
@@ -184,7 +211,8 @@ class Run:
         """Writes the last step's metrics and the speed since the last time."""
         window = jax.device_get(window)
         values = {name: float(value) for name, value in window[-1].items()}
-        values["skipped"] = sum(float(metrics["skipped"]) for metrics in window)
+        for name in COUNTED & values.keys():
+            values[name] = sum(float(metrics[name]) for metrics in window)
         data = self.batches.state(self.link.gather)
         values["examples_seen"] = float(self.experiment.data.first_example(data["next_index"]))
         values["unreadable"] = float(data["unreadable"])
@@ -197,10 +225,13 @@ class Run:
         self.unreadable_told = values["unreadable"]
         if values["skipped"]:
             self.warn(f"{values['skipped']:.0f} of the last {len(window)} updates were not finite and changed nothing.")
+        if values.get("spikes"):
+            self.warn(f"{values['spikes']:.0f} of the last {len(window)} losses leapt up.")
 
     def evaluate(self, state: TrainState, step: int, names: list[str]) -> None:
         """Runs evaluators, writes their metrics and rows, keeps their pictures for the report."""
         for name in names:
+            self.phases.enter(EVALUATION)
             evaluator = self.experiment.evals[name]
             variables = variables_of(state, evaluator.weights)
             result: Result = evaluator(self.experiment.task.predict(variables), self.plan.mesh)
@@ -228,7 +259,10 @@ class Run:
             "data": self.batches.state(self.link.gather),
             "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},
         }
-        self.store.save(step, startup.to_items(state), meta)
+        if state.guard:
+            meta["guard"] = guards.to_json(state.guard)
+        with self.phases.during(CHECKPOINTS):
+            self.store.save(step, startup.to_items(state), meta)
 
     def profile(self, step: int) -> None:
         """Opens and closes the trace window."""
@@ -255,7 +289,7 @@ class Run:
                 self.workdir,
                 title=self.workdir.name,
                 config_text="\n".join(configs.lines(self.config)),
-                artifacts=self.artifacts,
+                artifacts=self.artifacts | ({"goodput": self.ledger.table()} if self.ledger else {}),
                 facts=self.facts(),
                 notes=[hidden(note) for note in self.notes()],
             )
@@ -291,9 +325,12 @@ class Run:
     def finish(self, state: TrainState, step: int, stopped: bool) -> bool:
         """Waits for the last save and says where everything is; returns whether that is all on disk."""
         self.end_profile()
-        saved = self.saved_at_last(state, step)
+        self.phases.step = step
+        with self.phases.during(CHECKPOINTS):
+            saved = self.saved_at_last(state, step)
         if self.artifacts or not (self.workdir / "report.html").exists():  # else its pictures would be lost
             self.write_report()
+        self.progress.note(self.ledger.line())
         if not saved:
             self.progress.note(f"error: step {step} is not saved; the same command goes on from the last that is")
             return False
@@ -314,6 +351,31 @@ class Run:
             self.batches.close()
         self.store.close()
         self.writers.close()
+        if self.pulse is not None:
+            self.pulse.stop()
+
+
+def open_batches(plan: startup.Plan, state: dict | None, allow_change: bool = False):
+    """The batches of this process, from where the state says."""
+    experiment = plan.experiment
+    return experiment.data.batches(
+        seed=experiment.seed,
+        batch_size=experiment.batch_size,
+        rows=meshes.local_rows(plan.mesh, experiment.batch_size),
+        state=state,
+        allow_change=allow_change,
+        overfit_batches=experiment.overfit_batches,
+        counted=_first_holder(plan.mesh, experiment.batch_size),
+    )
+
+
+def _ahead(mesh: jax.sharding.Mesh) -> int:
+    """Steps that may wait on the devices: enough to keep them busy, few enough to hold few batches.
+
+    0 on several simulated CPU devices: programs with collectives that are in flight together starve each other of
+    threads, up to a deadlock.
+    """
+    return 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 2
 
 
 def _first_holder(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:

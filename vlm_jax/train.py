@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-from vlm_jax import startup
+from vlm_jax import dump, startup
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import Experiment
+from vlm_jax.health.verdicts import Verdict
+from vlm_jax.health.watchdog import watched
 from vlm_jax.processes import Alone, Link
+from vlm_jax.rewind import rewind
 from vlm_jax.run import Run
 from vlm_jax.stop import Stop, on_signals
 
@@ -23,47 +25,56 @@ def train(
     workdir: Path,
     allow_change: bool = False,
     link: Alone | Link = Alone(),
+    began: float | None = None,
 ) -> int:
-    """Trains to the end, or goes on from where the workdir stands; returns the exit code."""
-    run = Run.open(experiment, config, workdir, allow_change=allow_change, link=link)
-    with run.progress, on_signals() as stop:
-        try:
-            return _loop(run, stop)
-        finally:
-            run.close()
+    """Trains to the end, or goes on from where the workdir stands; returns the exit code.
+
+    `began` is when the start-up did, in seconds of `time.monotonic`; now unless given.
+    """
+    with watched(experiment.stalls, link.end, began) as phases:
+        run = Run.open(experiment, config, workdir, allow_change=allow_change, link=link, phases=phases)
+        with run.progress, on_signals() as stop:
+            try:
+                return _loop(run, stop)
+            finally:
+                run.close()
 
 
 def _loop(run: Run, stop: Stop) -> int:
     state, total = run.start.state, run.total
     step = first = saved = int(state.step)
+    owed = False
     window: list[dict[str, jax.Array]] = []
-    in_flight: collections.deque[jax.Array] = collections.deque()
     run.progress.update(step)
     while step < total and not run.agreed(stop, step):
         # The order matters: the batch is asked for after the last save, so that a checkpoint's data state and its
         # parameters have seen the same examples.
-        run.profile(step)
+        run.begin(step)
         state, metrics = run.update(state, run.next_batch())
         step += 1
-        in_flight.append(metrics["loss"])
-        if len(in_flight) > run.ahead:
-            in_flight.popleft().block_until_ready()
         window.append(metrics)
+        names, saving = run.due_evaluators(step, step == total), owed or run.due_save(step)
+        # Before a pause all is waited for: the steps in flight are training, and not part of it.
+        verdict = run.judge(metrics, all_of_them=bool(names) or saving or step in (first + 1, total))
+        if verdict is Verdict.STOP:
+            dump.give_up(run, state, step, metrics)
+        if verdict is Verdict.REWIND and (back := rewind(run, state, step, metrics)):
+            state, window, owed = back, [], False
+            step = saved = int(state.step)
+            continue
         if step == first + 1:
-            metrics["loss"].block_until_ready()
             run.chrono.restart(step)
         if run.due("log", step) or step in (first + 1, total):
             run.log(step, window)
             window = []
         else:
             run.progress.update(step)
-        names, saving = run.due_evaluators(step, step == total), run.due_save(step)
-        if names or saving:
-            metrics["loss"].block_until_ready()  # the steps in flight are training, and not part of the pause
+        owed = saving and run.verdicts.troubled  # a checkpoint is of a step that no guard has doubts about
+        if names or (saving and not owed):
             with run.chrono.pause():
                 if names:
                     run.evaluate(state, step, names)
-                if saving:
+                if saving and not owed:
                     run.save(state, step)
                     saved = step
     if window:
@@ -77,13 +88,14 @@ def _loop(run: Run, stop: Stop) -> int:
 
 def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path, link: Alone | Link = Alone()) -> int:
     """Every evaluator on the workdir's last good checkpoint (or `resume`, `init_from`)."""
-    run = Run.open(experiment, config, workdir, data=False, link=link)
-    with run.progress:
-        try:
-            run.evaluate(run.start.state, int(run.start.state.step), list(experiment.evals))
-            run.write_report()
-        finally:
-            run.close()
+    with watched(experiment.stalls, link.end) as phases:
+        run = Run.open(experiment, config, workdir, data=False, link=link, phases=phases)
+        with run.progress:
+            try:
+                run.evaluate(run.start.state, int(run.start.state.step), list(experiment.evals))
+                run.write_report()
+            finally:
+                run.close()
     return 0
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,17 @@ import numpy as np
 import pytest
 
 from tests.helpers import Stepper, small_experiment
-from vlm_jax import startup, tree
+from vlm_jax import rewind, startup, tree
+from vlm_jax.checkpoint import latest_step, read_meta
 from vlm_jax.errors import UserError
 from vlm_jax.health import guards
 from vlm_jax.health.guards import Clip, Guards, Spikes
+from vlm_jax.main import main
+from vlm_jax.replay import main as replay
+from vlm_jax.report import read_metrics
 
 WINDOW = 16
+RECIPE = Path(__file__).with_name("spoilt_tiny.py")
 
 
 @functools.cache
@@ -139,3 +146,97 @@ def test_a_clipped_update_is_the_same_on_eight_devices(tmp_path):
         np.testing.assert_allclose(eight[name], value, rtol=0, atol=1e-6, err_msg=name)
     for ring in memory:
         assert rest[1][ring]["last"] == pytest.approx(memory[ring]["last"], rel=1e-4)
+
+
+# Whole runs
+
+
+def run(workdir, *flags: str, **changes: str) -> int:
+    arguments = [f"--config.{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return main([f"--config={RECIPE}", f"--workdir={workdir}", *flags, *arguments])
+
+
+def fingerprints(workdir) -> dict[str, str]:
+    return read_meta(workdir / "checkpoints" / str(latest_step(workdir)))["fingerprints"]
+
+
+def test_a_run_stops_at_losses_that_stay_not_finite_and_leaves_a_dump(tmp_path, capsys, monkeypatch):
+    """Steps of 16 examples: the third is skipped; the fifth, sixth and seventh are too many."""
+    monkeypatch.setenv("VLM_JAX_TRUST", "tests")
+    spans = {"task__not_finite": "((40,41),(64,999))", "guards__not_finite": "3"}
+    assert run(tmp_path / "run", **spans) == 2
+    printed = capsys.readouterr()
+    dump = tmp_path / "run" / "dumps" / "7"
+    assert printed.err == (
+        "error: step 7: loss nan, gradient norm nan: not finite, as 3 in a row; examples 96 to 111 (16); "
+        f"`python -m vlm_jax.replay {dump}` does it again.\n"
+    )
+    assert latest_step(tmp_path / "run") == 4  # no checkpoint was made in the trouble
+    skipped = [line["train/skipped"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert skipped == [0, 0, 1, 0, 1, 1]
+    assert replay([str(dump)]) == 0
+    said = capsys.readouterr().out
+    assert "step 7, 16 examples from 96 to 111" in said and "loss nan, in the run nan\n" in said
+    assert "parameters that are not finite: 0 of" in said and "  image/blocks/00/mlp/fc2/bias: 16 values" in said
+    about = json.loads((dump / "dump.json").read_text())
+    assert about["example_ids"] == list(range(96, 112))
+    (dump / "dump.json").write_text(json.dumps(about | {"metrics": {"loss": "2.5", "grad_norm": "nan"}}))
+    assert replay([str(dump)]) == 1 and "loss nan, in the run 2.5: not the same" in capsys.readouterr().out
+
+
+LEAPS = {
+    "task__leaps": "((144,176),)",  # steps 10 and 11
+    "guards__spikes": "health.guards.Spikes",
+    "guards__spikes__window": "8",
+    "guards__spikes__in_a_row": "2",
+    "guards__spikes__action": "rewind",
+    "total_examples": "224",
+}
+
+
+def test_a_spike_takes_the_run_back_and_its_data_are_left_out(tmp_path, capsys):
+    assert run(tmp_path / "run", **LEAPS) == 0
+    out = capsys.readouterr().out
+    assert "step 11: the loss leaps; back to step 8, leaving out the 48 examples since then" in out
+    assert rewind.notes(tmp_path / "run") == [{"step": 11, "to": 8, "data": 128, "next_index": 176}]
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 15)) and max(line["train/loss"] for line in lines) < 50
+    assert [line["train/examples_seen"] for line in lines[7:10]] == [128, 192, 208]
+    assert latest_step(tmp_path / "run") == 14
+    seconds = json.loads((tmp_path / "run" / "goodput.json").read_text())["seconds"]
+    assert seconds["repeated steps"] > 0  # 9 to 11, done twice
+
+
+@pytest.mark.full
+def test_a_rewound_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path, capsys):
+    """From the checkpoint it went back to, and from before, where it meets the spike again."""
+    assert run(tmp_path / "run", **LEAPS) == 0
+    whole = fingerprints(tmp_path / "run")
+    for lost in ((12, 14), (8, 12, 14)):
+        shutil.copytree(tmp_path / "run", tmp_path / f"{len(lost)}")
+        for step in lost:
+            shutil.rmtree(tmp_path / f"{len(lost)}" / "checkpoints" / str(step))
+        capsys.readouterr()
+        assert run(tmp_path / f"{len(lost)}", **LEAPS) == 0
+        assert fingerprints(tmp_path / f"{len(lost)}") == whole
+        assert ("the loss leaps" in capsys.readouterr().out) == (len(lost) == 3)
+
+
+@pytest.mark.full
+def test_a_run_that_leaps_wherever_it_goes_on_stops(tmp_path, capsys):
+    assert run(tmp_path / "run", **{**LEAPS, "task__leaps": "((144,9999),)", "guards__spikes__rewinds": "2"}) == 2
+    assert "the loss leaps again after 2 rewinds to step 8; examples" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_run_with_guards_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
+    clip = {"guards__clip": "health.guards.Clip", "guards__clip__window": "8", "guards__clip__factor": "0.7"}
+    spikes = {"guards__spikes": "health.guards.Spikes", "guards__spikes__window": "8"}
+    assert run(tmp_path / "whole", **clip, **spikes) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "12")
+    assert run(tmp_path / "again", **clip, **spikes) == 0
+    of = lambda name: read_meta(tmp_path / name / "checkpoints" / "12")
+    assert of("again")["fingerprints"] == of("whole")["fingerprints"] and of("again")["guard"] == of("whole")["guard"]
+    lines = read_metrics(tmp_path / "again" / "metrics.jsonl")
+    assert sum(line.get("train/clipped", 0) for line in lines) > 0

@@ -27,6 +27,8 @@ Spec = Mapping[str, tuple[tuple[int, ...], str]]
 
 # What stops a run is sent to all of its processes: this one decides when the workers end.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What has a worker print the stacks of its threads.
+STACKS = signal.SIGUSR2
 # Seconds that a worker has to finish what it is at, once it is closed.
 PATIENCE = 5.0
 
@@ -142,8 +144,8 @@ def _work(pipe, load: Load, memory: list, spec: Spec, rows: np.ndarray, chunks: 
     """What a worker does: parts of steps as they are asked for, until the pipe is closed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    faulthandler.register(signal.SIGUSR2)  # where it hangs, for the watchdog
+    faulthandler.register(STACKS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, STACKS))
     slots = [_arrays(shared, spec, len(rows)) for shared in memory]
     places = np.array_split(np.arange(len(rows)), chunks)
     lock = threading.Lock()
@@ -201,8 +203,8 @@ def _stop(processes: list[multiprocessing.Process], pipes: list[connection.Conne
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Keeps `SIGNALS` back, also from processes started meanwhile: until they can ignore them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Keeps signals back, also from processes started meanwhile: until they know what to do with them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, STACKS))
     try:
         yield
     finally:

@@ -28,7 +28,12 @@ class Ledger:
         self._path, self._phases = path, phases
         before = _read(path)
         self._sessions, self._before = before["sessions"] + 1, before["seconds"]
-        self.furthest = max(furthest, before["furthest"])
+        self._furthest = max(furthest, before["furthest"])
+
+    def repeats(self, step: int) -> bool:
+        """Whether the step after the first `step` ones was done before, and lost."""
+        self._furthest = max(self._furthest, step)
+        return step < self._furthest
 
     def seconds(self) -> dict[str, float]:
         """Of all processes so far."""
@@ -44,7 +49,7 @@ class Ledger:
         """Raises OSError where the workdir cannot be written."""
         if self._path is None:
             return
-        furthest = max(self.furthest, self._phases.step)
+        furthest = max(self._furthest, self._phases.step)
         seconds = {name: round(value, 3) for name, value in self.seconds().items()}
         content = {"format": 1, "sessions": self._sessions, "furthest": furthest, "seconds": seconds}
         replace_file(self._path, json.dumps(content, indent=1).encode() + b"\n")

@@ -27,9 +27,6 @@ class Verdicts:
 
     `ahead` steps may wait on the devices, so that the host does not wait for the last one. As soon as one is bad the
     rest is waited for, and while there is trouble every step: when something is to be done, it is about the newest.
-
-    Attributes:
-      not_finite, spikes: such steps in a row, up to the last one read.
     """
 
     def __init__(self, guards: Guards, ahead: int):
@@ -49,6 +46,11 @@ class Verdicts:
     def troubled(self) -> bool:
         """Whether the last step read was one of those of which a few in a row have consequences."""
         return any(self._in_a_row[name] for name, limit in self._limits.items() if limit is not None)
+
+    @property
+    def not_finite(self) -> int:
+        """Such steps in a row, up to the last one read."""
+        return self._in_a_row["skipped"]
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
         """A step that was sent to the devices. Its scalars come to the host as soon as they are there."""

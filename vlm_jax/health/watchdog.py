@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from vlm_jax.data.workers import STACKS
 from vlm_jax.errors import Fault, UserError
 from vlm_jax.health.phases import COMPILE, DATA, STEPS, Phases
 
@@ -59,6 +60,17 @@ class Stalls:
         return None if None in limits else max(limits)
 
 
+@contextlib.contextmanager
+def watched(stalls: Stalls, end: Callable[[str, int], None], began: float | None = None) -> Iterator[Phases]:
+    """The phases of what happens in the block, under a watchdog. `began`: as `Phases` has it."""
+    phases = Phases(began)
+    watchdog = Watchdog(stalls, phases, end)
+    try:
+        yield phases
+    finally:
+        watchdog.stop()
+
+
 class Watchdog:
     """A thread that looks at the phase the main thread is in; `stop` ends it.
 
@@ -103,20 +115,18 @@ class Watchdog:
         if self._log is not None:
             print(f"stacks of all threads, after {seconds:.0f} s of {phase}:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log, all_threads=True)
-        _end_workers()
+        _workers_too()
         hint = HINTS.get(phase, "it hangs, or config.stalls.other is too short")
         line = f"nothing has moved for {seconds:.0f} s in {phase!r}, after step {self._phases.step}: {hint}"
         self._end(f"{line}; the stacks of all threads stand above. Start the run again, and it goes on.", Fault.code)
 
 
-def _end_workers() -> None:
-    """Has processes that prepare data print their stacks, and ends them: they would outlive this one if they hang."""
-    children = multiprocessing.active_children()
-    for number, wait in ((signal.SIGUSR2, 0.5), (signal.SIGKILL, 0.0)):
-        for child in children:
-            if child.is_alive():
-                os.kill(child.pid, number)
-        time.sleep(wait if children else 0.0)
+def _workers_too() -> None:
+    """Has processes that prepare data print their stacks; they end when this one does."""
+    children = [child for child in multiprocessing.active_children() if child.is_alive()]
+    for child in children:
+        os.kill(child.pid, STACKS)
+    time.sleep(1.0 if children else 0.0)
 
 
 def _log() -> TextIO | None:

@@ -1,0 +1,76 @@
+"""A step that cannot go on, as files: `python -m vlm_jax.replay WORKDIR/dumps/STEP` does it again.
+
+`config.json`; `checkpoints/`: the state before the step; `batch-PROCESS.npz`: the rows of each process, as `rows` says
+which; `dump.json`: step, metrics, ids of the examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import jax
+import numpy as np
+
+from vlm_jax import config as configs
+from vlm_jax import startup
+from vlm_jax.checkpoint import Store
+from vlm_jax.errors import UserError
+from vlm_jax.health import guards
+from vlm_jax.report import replace_file
+from vlm_jax.state import TrainState
+
+if TYPE_CHECKING:
+    from vlm_jax.run import Run
+
+
+def example_ids(batch: Mapping[str, np.ndarray]) -> list[int]:
+    """The global indices of the examples of a batch: `example_id` uint32 [..., 2] are their high and low halves."""
+    halves = np.asarray(batch["example_id"], np.uint64).reshape(-1, 2)
+    return np.unique(halves[:, 0] << np.uint64(32) | halves[:, 1]).tolist()
+
+
+def give_up(run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Array], why: str = "") -> NoReturn:
+    """Leaves a dump of the step that has just been done, and dropped, and ends the run by a UserError.
+
+    Args:
+      state: after the step; but for its number it is the state before. metrics: of the step.
+      why: by default, that it was not finite.
+    """
+    folder = run.workdir / "dumps" / str(step)
+    ids = write(folder, run, state, step, metrics)
+    why = why or f"not finite, as {run.verdicts.not_finite} in a row"
+    raise UserError(
+        f"step {step}: loss {float(metrics['loss']):g}, gradient norm {float(metrics['grad_norm']):g}: {why}; "
+        f"examples {ids[0]} to {ids[-1]} ({len(ids)}); `python -m vlm_jax.replay {folder}` does it again."
+    )
+
+
+def write(folder: Path, run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Array]) -> list[int]:
+    """Writes the dump; returns the ids of all examples of the batch."""
+    link = run.link
+    ids = sorted({one for of_process in link.gather(example_ids(run.batch)) for one in of_process})
+    if link.index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "config.json", configs.to_json(run.config).encode())
+    link.gather(None)
+    np.savez(folder / f"batch-{link.index}.npz", rows=run.rows, **run.batch)
+    meta = {"config": configs.plain(run.config), "data": {}, "guard": guards.to_json(state.guard)}
+    with Store(folder, keep=1, stacks=run.plan.stacks, warn=run.warn) as store:
+        store.save(step - 1, startup.to_items(state), meta)
+    if link.index == 0:  # last: a dump that has it is whole
+        said = {name: repr(float(value)) for name, value in jax.device_get(dict(metrics)).items()}
+        content = {"step": step, "processes": link.count, "metrics": said, "example_ids": ids}
+        replace_file(folder / "dump.json", json.dumps(content, indent=1).encode() + b"\n")
+    return ids
+
+
+def read_batch(folder: Path) -> dict[str, np.ndarray]:
+    """The whole batch of a dump, in the order of its rows."""
+    parts = [dict(np.load(path)) for path in sorted(folder.glob("batch-*.npz"))]
+    rows, first = np.unique(np.concatenate([part["rows"] for part in parts]), return_index=True)
+    assert (rows == np.arange(len(rows))).all(), f"{folder} has not the rows of all processes"
+    names = [name for name in parts[0] if name != "rows"]
+    return {name: np.concatenate([part[name] for part in parts])[first] for name in names}
