@@ -1,6 +1,6 @@
 """`python -m vlm_jax.replay WORKDIR/dumps/STEP`: does a step again that a run stopped at, and says what is not finite.
 
-It needs neither the data nor the devices of the run. The exit code is 0 where the step came out as it did there.
+It needs none of the run's devices. The exit code is 0 where the step came out as it did there.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from vlm_jax.experiment import Experiment
 from vlm_jax.health import guards
 from vlm_jax.health.goodput import Ledger
 from vlm_jax.health.phases import CHECKPOINTS, COMPILE, DATA, EVALUATION, STEPS, Phases
-from vlm_jax.health.pulse import Pulse
+from vlm_jax.health.pulse import Pulse, forget_others
 from vlm_jax.health.verdicts import Verdict, Verdicts
 from vlm_jax.optim import merge
 from vlm_jax.processes import Alone, Link
@@ -108,6 +108,8 @@ class Run:
             writers.truncate_after(step)
         if data:
             _see_alike(workdir / "config.json", configs.to_json(config).encode(), link)
+            if first:
+                forget_others(workdir / "heartbeats", link.count)
             pulse = Pulse(workdir / "heartbeats", link.index, phases, ledger, experiment.stalls.heartbeat)
         chrono = Chrono(
             batch_size=experiment.examples,

@@ -13,6 +13,7 @@ from tests.test_train import start
 from vlm_jax.health import phases as names
 from vlm_jax.health.goodput import Ledger
 from vlm_jax.health.phases import Phases
+from vlm_jax.health.pulse import forget_others
 
 SPOILT = f"--config={ROOT}/tests/faults/spoilt_tiny.py"
 
@@ -47,6 +48,13 @@ def test_phases_have_no_gaps(clock):
     phases.repeating = True
     wanted = {names.START: 10, names.COMPILE: 5, names.STEPS: 7, names.DATA: 4, names.CHECKPOINTS: 1, names.REPEATED: 3}
     assert phases.seconds() == wanted
+
+
+def test_heartbeats_of_processes_that_are_no_more_are_forgotten(tmp_path):
+    for name in ("0.json", "1.json", "2.json", "10.json", "notes.json"):
+        (tmp_path / name).write_text("{}")
+    forget_others(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"0.json", "1.json", "notes.json"}
 
 
 def test_the_ledger_goes_on_over_restarts_and_knows_what_is_repeated(clock, tmp_path):

@@ -17,6 +17,7 @@ from vlm_jax.checkpoint import latest_step, read_meta
 from vlm_jax.errors import UserError
 from vlm_jax.health import guards
 from vlm_jax.health.guards import Clip, Guards, Spikes
+from vlm_jax.health.verdicts import Verdict, Verdicts
 from vlm_jax.main import main
 from vlm_jax.replay import main as replay
 from vlm_jax.report import read_metrics
@@ -122,6 +123,35 @@ def test_a_memory_goes_through_json_bit_for_bit():
 def test_settings_that_make_no_sense_are_refused(make):
     with pytest.raises(UserError, match=r"guards.* must be|guards.* is a share"):
         make()
+
+
+REWIND = Spikes(action="rewind", in_a_row=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "bad", "wanted"),
+    [
+        (Guards(not_finite=3), "skipped", "..xx.xxx", {8: Verdict.STOP}),
+        (Guards(not_finite=1), "skipped", "...x", {4: Verdict.STOP}),
+        (Guards(not_finite=None), "skipped", "xxxxxxxx", {}),
+        (Guards(not_finite=2), "skipped", "x.x.x.x.", {}),
+        (Guards(spikes=REWIND), "spikes", ".x..xx", {6: Verdict.REWIND}),
+        (Guards(spikes=Spikes(action="skip")), "spikes", "xxxxxx", {}),
+    ],
+)
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_verdict_is_about_the_newest_step(setting, name, bad, wanted, ahead):
+    """`x` is a bad step. However many may be in flight, there is something to do right after the one it is about."""
+    verdicts, found = Verdicts(setting, ahead), {}
+    for step, mark in enumerate(bad, start=1):
+        verdicts.add({"skipped": jnp.float32(0), name: jnp.float32(mark == "x")})
+        if (verdict := verdicts.settle()) is not Verdict.GO_ON:
+            found[step] = verdict
+    assert found == wanted
+    verdicts.settle(all_of_them=True)
+    assert verdicts.troubled == bool(wanted)
+    verdicts.forget()
+    assert not verdicts.troubled and verdicts.not_finite == 0
 
 
 @pytest.mark.full

@@ -13,7 +13,7 @@ import pytest
 
 from tests.multi.jobs import ROOT, Job, free_port, losses, run_flags
 from tests.test_train import start
-from vlm_jax.checkpoint import latest_step
+from vlm_jax.checkpoint import latest_step, read_meta
 from vlm_jax.errors import UserError
 from vlm_jax.health.phases import COMPILE, DATA, STEPS, Phases
 from vlm_jax.health.watchdog import Stalls, Watchdog, watched
@@ -202,18 +202,22 @@ def test_a_killed_worker_ends_the_run_and_the_next_goes_on(tmp_path):
 
 @pytest.mark.full
 def test_kill_of_one_of_four_ends_all_and_they_finish_when_started_again(launch, tmp_path):
-    whole = launch(4, *run_flags(tmp_path / "whole"), devices=1).done()
+    guards = {"guards__clip": "health.guards.Clip", "guards__spikes": "health.guards.Spikes"}
+    guards |= {"guards__clip__window": "8", "guards__spikes__window": "8", "guards__clip__factor": "0.7"}
+    whole = launch(4, *run_flags(tmp_path / "whole", **guards), devices=1).done()
     assert whole.text().count("done: 20 steps") == 1
-    job: Job = launch(4, *run_flags(tmp_path / "run"), devices=1)
+    job: Job = launch(4, *run_flags(tmp_path / "run", **guards), devices=1)
     job.wait_for("step 10/20")
     job.processes[2].kill()
     since = time.monotonic()
     assert job.wait(60) == [1, 1, -signal.SIGKILL, 1]
     print(f"the others ended {time.monotonic() - since:.1f} s after the kill")
     assert "error: process 2 is gone" in job.text(0)
-    again = launch(4, *run_flags(tmp_path / "run"), devices=1).done()
+    again = launch(4, *run_flags(tmp_path / "run", **guards), devices=1).done()
     assert "resumed from step 8" in again.text()
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    saved = [read_meta(tmp_path / name / "checkpoints" / "20")["guard"] for name in ("run", "whole")]
+    assert saved[0] == saved[1] and saved[0]["loss"]["count"] == 20
 
 
 @pytest.mark.full

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ class Phases:
     def __init__(self, began: float | None = None):
         """`began`: when `START` did, in seconds of `time.monotonic`; now unless given."""
         self.step, self.repeating = 0, False
-        self._seconds: collections.Counter[str] = collections.Counter()
+        self._seconds = dict.fromkeys(NAMES, 0.0)  # of one size, for threads that read it
         self._at = START, time.monotonic() if began is None else began
 
     @property
@@ -36,7 +35,7 @@ class Phases:
     def seconds(self) -> dict[str, float]:
         """By phase, up to now."""
         name, since = self._at
-        seconds = collections.Counter(self._seconds)
+        seconds = dict(self._seconds)
         seconds[self._account(name)] += max(0.0, time.monotonic() - since)
         return {name: seconds[name] for name in NAMES if seconds[name]}
 

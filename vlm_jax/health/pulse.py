@@ -16,6 +16,13 @@ from vlm_jax.health.phases import Phases
 from vlm_jax.report.writers import replace_file
 
 
+def forget_others(folder: Path, count: int) -> None:
+    """Removes what processes wrote that a run of `count` does not have."""
+    for path in folder.glob("*.json"):
+        if path.stem.isdecimal() and int(path.stem) >= count:
+            path.unlink(missing_ok=True)
+
+
 class Pulse:
     """A thread that writes both every `every` seconds; what cannot be written is left, and tried again."""
 
