@@ -61,7 +61,7 @@ def get_config(variant: str = ""):
     told = dict(described=True)
     frozen = ("teacher/.*",) if taught else ()
     language = r"decoder/(?!blocks/\d+/image/).*" if divided else "decoder/.*"
-    examples = (20 * 64,) * 3 if variant == "short" else (8_000, 8_000, 32_000)
+    examples = (20 * 64,) * 3 if variant == "short" else (6_400, 9_600, 24_000)
     config.optimizer.learning_rate = 1e-3
     config.stages = dict(  # in the order of their names
         a_language=dict(

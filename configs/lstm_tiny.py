@@ -17,6 +17,7 @@ def get_config(variant: str = ""):
     if variant != "short":
         config.total_examples = 96_000
     config.text.update(length=LENGTH, bos=True)
+    config.data.source.update(scenes="uniform", relations=False)
     config.task = bind(
         "tasks.image_to_text.ImageToText",
         bos_id=late("bos_id"),

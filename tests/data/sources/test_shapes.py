@@ -261,6 +261,17 @@ def test_words_are_written_below_the_objects():
     assert len({shapes.scene(i).word for i in range(300)}) == 20
 
 
+def test_captions_without_relations_list_all_objects_from_left_to_right():
+    with_relations, without = Shapes(size=200), Shapes(size=200, relations=False)
+    assert with_relations.fingerprint != without.fingerprint
+    for i in range(200):
+        old, new = with_relations[i]["text"], without[i]["text"]
+        several = len(without.objects(i)) > 1
+        assert new == [old[0], *(old[:1] * 2 if several else old[1:3]), *old[3:]]
+        for caption in new:
+            assert len(re.findall(r"\ba (?!picture)", caption)) == len(without.objects(i))
+
+
 def test_captions_for_a_tokenizer_are_those_of_the_records_and_draw_nothing(monkeypatch):
     shapes = Shapes(size=50)
     expected = [caption for i in range(50) for caption in shapes[i]["text"]]

@@ -7,8 +7,10 @@ import numpy as np
 from vlm_jax.data.sources.shapes.scene import Object, Scene, relations
 
 
-def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+def captions(scene: Scene, rng: np.random.Generator, *, relations: bool = True) -> list[str]:
     """Five captions; the first one names every object, and one drawn uniformly is about attributes two times in five.
+
+    Without `relations` the first one comes in place of those of two objects.
 
     Captions without colour are what makes small models look at the shape: otherwise colour alone explains
     most of a batch, and shape stays at chance for long.
@@ -19,7 +21,8 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
         # Twice, since this is the form of zero-shot prompts.
         full = [named, named, _listing(objects, "{o.size} {o.colour} {o.shape}")]
     else:
-        full = [named, _relation(objects, rng) or named, _relation(objects, rng) or named]
+        two = [_relation(objects, rng) if relations else "" for _ in range(2)]
+        full = [named, *(caption or named for caption in two)]
     attributes = [_listing(objects, "{o.shape}"), _listing(objects, "{o.size} {o.shape}")]
     if scene.word:
         full = [f"{caption} and the word {scene.word}" for caption in full]

@@ -41,6 +41,8 @@ class Shapes:
       split: "train" | "val" | "test"; no scene is in two of them.
       scenes: "mixed" (1-3 objects, single ones oversampled) | "uniform" (1-3) | "single" | "several" (2-3).
       pairs: "seen" | "held_out" | "all": the colour x shape pairs that objects are drawn from; "seen" in training.
+      relations: captions of several objects say how two of them stand to one another, two times in five; without, they
+        all list the objects from left to right.
       words: fraction of the scenes with a word written below the objects; legible from 64 pixels on.
       seed: of everything that is random.
     """
@@ -50,6 +52,7 @@ class Shapes:
     split: str = "train"
     scenes: str = "mixed"
     pairs: str = "seen"
+    relations: bool = True
     words: float = 0.0
     seed: int = 0
 
@@ -90,9 +93,12 @@ class Shapes:
         scene = self.scene(index)
         return {
             "image": render(scene, self.image_size),
-            "text": captions(scene, self._rng(_CAPTIONS, index)),
+            "text": self._captions(index),
             "label": scene.objects[0].label if len(scene.objects) == 1 else -1,
         }
+
+    def _captions(self, index: int) -> list[str]:
+        return captions(self.scene(index), self._rng(_CAPTIONS, index), relations=self.relations)
 
     def scene(self, index: int) -> Scene:
         """Everything that is in image `index`, without drawing it."""
@@ -132,7 +138,7 @@ class Shapes:
         """The captions of the first scenes, at most `limit`, to train a tokenizer on."""
         given = 0
         for index in range(self.size):
-            for caption in captions(self.scene(index), self._rng(_CAPTIONS, index)):
+            for caption in self._captions(index):
                 if given == limit:
                     return
                 given += 1
