@@ -1,9 +1,9 @@
 """CoCa in miniature on drawn shapes: `siglip_tiny`, whose text tower goes on as a decoder that writes captions.
 
 The contrastive query of the paper's parallel poolers (Yu et al. 2022, section 3.2) over the patches of a convolutional
-stem. The caption decoder has the patches themselves: pooled by learned queries, they say after so short a run what there
-is and not where, and captions list objects from left to right. None says how two stand to one another, or several would
-be right for a picture and one of them asked for. The contrastive loss is SigLIP's, as captions repeat within a batch.
+stem. The caption decoder has the patches themselves: pooled by learned queries, they say after so short a run what
+there is and not where, and captions list objects from left to right. None says how two stand to one another, or several
+would be right for a picture and one of them asked for. The contrastive loss is SigLIP's, as captions repeat in a batch.
 """
 
 import math
