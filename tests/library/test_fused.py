@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import vlm_jax
+from tests.helpers import small_config
 from vlm_jax import config as configs
 from vlm_jax import interop, tree
 from vlm_jax.checkpoint import Store
@@ -23,17 +24,9 @@ RNG = np.random.default_rng(0)
 PICTURES = [Image.fromarray(RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8)) for _ in range(3)]
 
 
-def workdir(folder, codebook=False):
-    """A very small `chameleon_tiny` of random numbers."""
-    config = configs.load("chameleon_tiny:short")
+def workdir(folder, config):
+    """A run of random numbers."""
     config.tokenizer = "bytes"
-    config.text.length = config.task.length = 128
-    model = config.task.model
-    model.decoder.update(width=16, depth=1, mlp_dim=24, num_heads=2, num_kv_heads=2, length=140)
-    for part in (model.tokenizer.encoder, model.tokenizer.decoder):
-        part.widths = (8, 8, 8)
-    if codebook:
-        model.tokenizer.bottleneck = configs.bind("models.bottlenecks.vq.VectorQuantiser", size=240, dim=4)
     (folder / "assets").mkdir(parents=True)
     (folder / "config.json").write_text(configs.to_json(config))
     network = configs.build(ours.open_run(folder).model)
@@ -45,9 +38,21 @@ def workdir(folder, codebook=False):
     return folder
 
 
+def small():
+    """A very small `chameleon_tiny`, with a codebook."""
+    config = configs.load("chameleon_tiny:short")
+    config.text.length = config.task.length = 128
+    model = config.task.model
+    model.decoder.update(width=16, depth=1, mlp_dim=24, num_heads=2, num_kv_heads=2, length=140)
+    for part in (model.tokenizer.encoder, model.tokenizer.decoder):
+        part.widths = (8, 8, 8)
+    model.tokenizer.bottleneck = configs.bind("models.bottlenecks.vq.VectorQuantiser", size=240, dim=4)
+    return config
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return workdir(tmp_path_factory.mktemp("run") / "chameleon", codebook=True)
+    return workdir(tmp_path_factory.mktemp("run") / "chameleon", small())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,7 @@ def test_what_cannot_be_drawn_or_read(model):
         model.draw("x" * 80)
 
 
-def test_evaluators(model, path):
+def test_evaluators(model, path, tmp_path):
     config = configs.load(str(path))
     late = {"image": model.image, "text": model.text, "pad_id": model.text.pad_id, "vocab_size": model.text.vocab_size}
     late |= fused(config, late)
@@ -102,6 +107,11 @@ def test_evaluators(model, path):
     result = evals["drawn_held_out"](model.predict, model.mesh)
     assert result["examples"] == 8 and "right" not in result and len(result.rows["images"]["truth"]) == 8
     assert sum(len(pictures) for _, pictures in result.artifacts["drawn"].rows) == 8
+    classifier = str(workdir(tmp_path / "siglip", small_config("siglip_tiny")))
+    judged = dataclasses.replace(evals["drawn_held_out"], classifier=classifier)(model.predict, model.mesh)
+    rows = judged.rows["images"]
+    np.testing.assert_array_equal(rows["right"], rows["answer"] == rows["truth"])
+    assert all(judged[name] == rows[name].mean() for name in ("right", "right_of_tokens", "right_of_images"))
 
 
 @pytest.mark.full

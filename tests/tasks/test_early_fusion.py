@@ -105,9 +105,10 @@ def test_pictures_are_learnt_as_their_codes(variables):
 
 @pytest.mark.full
 def test_devices_do_not_change_it(variables):
-    batch = batch_of(Pairs(), examples=2, rows=2, per_row=2)
-    one, gradient = loss_of(TASK, variables, batch)
-    other, of_eight = loss_of(TASK, variables, batch, 8, data=2, fsdp=2, tensor=2)
+    packed = dict(examples=2, rows=2, per_row=2)
+    batch, task = batch_of(Pairs(), **packed), dataclasses.replace(TASK, fusion=dataclasses.replace(FUSION, **packed))
+    one, gradient = loss_of(task, variables, batch)
+    other, of_eight = loss_of(task, variables, batch, 8, data=2, fsdp=2, tensor=2)
     np.testing.assert_allclose(one, other, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, of_eight)
 
@@ -177,6 +178,7 @@ def test_drawings_are_images_of_their_codes_and_of_their_own_keys(variables):
         ({"fusion": Fusion(Vocabulary(TEXT.vocab_size + 1, 16), 2)}, "is less than the 280 tokens of texts and images"),
         ({"model": Chameleon(DECODER)}, "needs a tokenizer of images"),
         ({"drawing": Sampling(beams=2)}, "drawing.beams=2"),
+        ({"guidance": 2.0, "fusion": dataclasses.replace(FUSION, caption_first=1.0)}, "guidance=2.0 compares with"),
         ({"length": 65}, "length=65: the model takes sequences of 2 to 64"),
     ],
 )

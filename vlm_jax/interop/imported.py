@@ -27,7 +27,7 @@ class Imported:
 
     Attributes:
       family: "siglip", "siglip2_naflex", "clip", "vit", "dinov2", "vision-encoder-decoder", "open_clip", "coca",
-        "llama", "mistral", "qwen2", "qwen3", "llava", "llava_next", "fuyu", "big_vision" or "vlm_jax".
+        "llama", "mistral", "qwen2", "qwen3", "chameleon", "llava", "llava_next", "fuyu", "big_vision" or "vlm_jax".
       model: a bound node, every value set, that builds a `TwoTower`, a `Captioner`, a `LanguageModel`, a `Llava`, or a
         `ViT` where there are images alone.
       params: nested dicts of f32 arrays under per-layer names, those of the model's `init`.

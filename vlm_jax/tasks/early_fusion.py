@@ -59,6 +59,11 @@ class EarlyFusion(LanguageModeling):
                 f"the tokenizer makes {tokenizer.grid} x {tokenizer.grid} codes of an image, and Fusion.grid="
                 f"{self.fusion.grid}; set it to {tokenizer.grid}."
             )
+        if self.guidance != 1 and self.fusion.caption_first == 1:
+            raise UserError(
+                f"guidance={self.guidance} compares with images that no caption is before, and "
+                "Fusion.caption_first=1.0 has none to learn from; lower it."
+            )
         if self.drawing.beams > 1:
             raise UserError(f"drawing.beams={self.drawing.beams}: images are drawn one token at a time; set 1.")
 
@@ -80,8 +85,10 @@ class EarlyFusion(LanguageModeling):
         return {name: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], dict]:
-        """See `LanguageModeling.loss`."""
-        return super().loss(variables, self.tokenized(variables, batch), ctx)
+        """See `LanguageModeling.loss`; of packed rows, metrics also say how full they are."""
+        loss, aux = super().loss(variables, self.tokenized(variables, batch), ctx)
+        packed = self.fusion.metrics(batch) if self.fusion.examples > 1 else {}
+        return loss, {**aux, "metrics": aux["metrics"] | packed}
 
     def tokenized(self, variables: Variables, batch: Batch) -> Batch:
         """The batch with the codes of its pictures at their places among the tokens."""
