@@ -146,6 +146,8 @@ def test_what_does_not_fit():
     t, variables, _ = first_step("vq")
     with pytest.raises(UserError, match=r"image_size=18 x 16 is not divisible by the encoder's stride of 4"):
         t.model.encode_tokens(variables, np.zeros((1, 18, 16, 3), np.uint8))
+    with pytest.raises(UserError, match=r"image_size=18 x 18 is not divisible by the encoder's stride of 4"):
+        Autoencoder(ENCODER, VQ, VitDecoder(**SIZES), image_size=18)
     with pytest.raises(UserError, match="token 12 is out of range: the tokens are 0 to 11"):
         t.model.decode_tokens(variables, jnp.full((1, 4, 4), 12))
     with pytest.raises(UserError, match=r"encoder.stride=4 and decoder.stride=8"):

@@ -42,6 +42,15 @@ class AutoencoderModel:
     mesh: Mesh
     batch_size: int
 
+    def __post_init__(self):
+        """Raises UserError where the arrays are not the model's, such as a codebook of another size."""
+        wanted = tree.flatten(jax.eval_shape(self.task.init, jax.random.key(0)))
+        given = tree.flatten(self.variables)
+        for name in [*wanted, *given]:
+            ours, theirs = (list(side[name].shape) if name in side else "none" for side in (wanted, given))
+            if ours != theirs:
+                raise UserError(f"{self.source}: its checkpoint's {name} is {theirs}, that of its config {ours}.")
+
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
         grid, codes = self.task.model.grid, self.task.model.bottleneck.vocab_size

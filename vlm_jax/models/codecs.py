@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vlm_jax.errors import UserError
+from vlm_jax.losses import map_pixels
 from vlm_jax.models.tower import Stack, check
 from vlm_jax.nn import dalle, vqgan
 from vlm_jax.nn.embed import ImageEmbed
@@ -69,6 +70,10 @@ class DalleEncoder(Network):
     def dim(self) -> int:
         """Channels of the last group."""
         return self.hidden * dalle.WIDTHS[-1]
+
+    def apply(self, params: Params, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows cols dim"]:
+        """Of images in [-1, 1], which the network sees in [0.1, 0.9], as DALL-E maps pixels."""
+        return super().apply(params, map_pixels((x + 1) / 2))
 
     @functools.cached_property
     def _network(self) -> Functional:
