@@ -8,6 +8,7 @@ from vlm_jax import config as configs
 from vlm_jax import main, stages
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError
+from vlm_jax.experiment import open_experiment
 
 RECIPE = """
 from vlm_jax.configs import siglip_tiny
@@ -60,6 +61,13 @@ def test_what_no_component_has(recipe):
         stages.of(config, "b_tuning")
     with pytest.raises(UserError, match=r"no stage .b_tunin.: did you mean"):
         stages.of(config, "b_tunin")
+
+
+def test_an_evaluator_that_the_recipe_has_not_cannot_be_changed(recipe, tmp_path):
+    config = configs.load(recipe)
+    config.stages.b_tuning.evals = dict(questions=dict(source=dict(described=True)))
+    with pytest.raises(UserError, match=r"^config\.evals\.questions is no evaluator, but source of one"):
+        open_experiment(stages.of(config, "b_tuning"), tmp_path / "assets")
 
 
 def steps(folder):

@@ -136,6 +136,11 @@ class Experiment:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"config.seed={self.seed} must be at least 0 and below 2^63.")
         for name, evaluator in self.evals.items():
+            if isinstance(evaluator, Mapping):
+                raise UserError(
+                    f"config.evals.{name} is no evaluator, but {', '.join(evaluator) or 'nothing'} of one; bind one there "
+                    "(a stage that changes an evaluator needs the recipe to have it)."
+                )
             self.clock.steps(evaluator, "every")
             if evaluator.weights == "ema" and self.ema is None:
                 raise UserError(f"config.evals.{name}.weights=ema needs config.ema, for example 0.9999.")
