@@ -138,8 +138,8 @@ class Experiment:
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, Mapping):
                 raise UserError(
-                    f"config.evals.{name} is no evaluator, but {', '.join(evaluator) or 'nothing'} of one; bind one there "
-                    "(a stage that changes an evaluator needs the recipe to have it)."
+                    f"config.evals.{name} is no evaluator, but {', '.join(evaluator) or 'nothing'} of one; bind one "
+                    "there (a stage that changes an evaluator needs the recipe to have it)."
                 )
             self.clock.steps(evaluator, "every")
             if evaluator.weights == "ema" and self.ema is None:
