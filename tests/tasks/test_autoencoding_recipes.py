@@ -17,6 +17,7 @@ from vlm_jax.evaluate import results
 from vlm_jax.experiment import open_experiment
 
 ROOT = Path(__file__).parents[2]
+SMALL = ("width=16", "depth=1")
 NAMES = ("vae_tiny", "vqvae_tiny", "dvae_tiny", "fsq_tiny")
 
 
@@ -43,11 +44,10 @@ def test_recipes_need_images_alone(tmp_path, name):
 @pytest.mark.full
 def test_a_recipe_without_texts_trains_and_is_evaluated_again(tmp_path):
     """A few steps of a smaller `vqvae_tiny:short`: no tokenizer, images alone, codes counted, pictures shown."""
-    network = [f"--config.task.model.{part}.widths=(4,4)" for part in ("encoder", "decoder")]
+    network = [f"--config.task.model.{part}.{field}" for part in ("encoder", "decoder") for field in SMALL]
     codes = ["--config.task.model.bottleneck.size=16", "--config.task.model.bottleneck.kmeans=0"]
     few = ["--config.total_examples=48", "--config.batch_size=8", "--config.optimizer.schedule.warmup_steps=1"]
-    few += ["--config.evaluate_percent=None", "--config.data.source.size=64", "--config.image.size=16"]
-    few += ["--config.task.model.image_size=16"]
+    few += ["--config.evaluate_percent=None", "--config.data.source.size=64"]
     few += ["--config.evals.reconstructions.source.size=16"]
     found = run(tmp_path / "run", "--config=vqvae_tiny:short", *network, *codes, *few, flags=FAST)
     assert found["train/skipped"] == 0 and found["train/reconstruction_loss"] < found["train/loss"]
@@ -61,7 +61,7 @@ def test_a_recipe_without_texts_trains_and_is_evaluated_again(tmp_path):
 @pytest.mark.full
 def test_judges_learn_and_stay_behind(tmp_path):
     """A few steps of a smaller `vqvae_tiny:gan`; what is loaded to be used has neither of the judges."""
-    network = [f"--config.task.model.{part}.widths=(8,8,8)" for part in ("encoder", "decoder")]
+    network = [f"--config.task.model.{part}.{field}" for part in ("encoder", "decoder") for field in SMALL]
     few = ["--config.total_examples=32", "--config.batch_size=8", "--config.optimizer.schedule.warmup_steps=1"]
     few += ["--config.data.source.size=64", "--config.evals={}", "--config.task.model.bottleneck.kmeans=0"]
     few += ["--config.task.adversary.start=2", "--config.log_steps=1"]
