@@ -251,12 +251,17 @@ class Run:
         """Whether a checkpoint falls on this step, or one that failed is to be tried again."""
         return self.due("checkpoint", step) or self.due("milestone", step) or self.store.overdue()
 
+    def passes_milestone(self, step: int) -> bool:
+        """Whether one falls between the last checkpoint and this step: that may not have been saved, or be doubtful."""
+        every = self.experiment.clock.steps(self.experiment, "milestone")
+        return bool(every) and step // every > (self.store.last or 0) // every
+
     def save(self, state: TrainState, step: int) -> None:
         """A checkpoint, written while training goes on."""
         meta = {
             "config": configs.plain(self.config),
             "stage": 0,
-            "milestone": self.due("milestone", step),
+            "milestone": self.passes_milestone(step),
             "environment": environment.describe(),
             "data": self.batches.state(self.link.gather),
             "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},

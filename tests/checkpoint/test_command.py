@@ -51,12 +51,13 @@ def test_list(workdir, capsys):
     (workdir / "checkpoints" / "5").mkdir()
     (workdir / "checkpoints" / "notes.txt").write_text("mine")
     (workdir / "checkpoints" / "6.damaged.2").mkdir()
+    shutil.rmtree(workdir / "checkpoints" / "3" / "meta")
     code, lines = called(capsys, "list", workdir)
     assert code == 0 and lines[0].split() == ["step", "saved", "size", "arrays", "vlm_jax", "commit", "jax", "devices"]
-    assert [line.split()[0] for line in lines[1:6]] == ["5", "4", "3", "2", "1"]
-    assert lines[1].endswith("damaged: it has no meta") and lines[5].endswith("milestone")
-    assert "8 x cpu" in lines[2] and environment.describe()["packages"]["jax"] in lines[2]
-    assert lines[6:] == ["set aside as damaged: 6.damaged.2", "no checkpoint: notes.txt"]
+    assert [line.split()[0] for line in lines[1:5]] == ["4", "3", "2", "1"]
+    assert lines[2].endswith("damaged: it has no meta") and lines[4].endswith("milestone")
+    assert "8 x cpu" in lines[1] and environment.describe()["packages"]["jax"] in lines[1]
+    assert lines[5:] == ["set aside as damaged: 6.damaged.2", "no checkpoint: 5", "no checkpoint: notes.txt"]
 
 
 def test_list_of_one_step(workdir, capsys):

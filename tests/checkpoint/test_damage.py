@@ -118,7 +118,6 @@ DAMAGE = {
     "names of arrays emptied": lambda folder: (folder / "params" / "_METADATA").write_text(""),
     "item deleted": lambda folder: shutil.rmtree(folder / "opt"),
     "item emptied": lambda folder: empty_folder(folder / "ema"),
-    "empty folder named as a step": empty_folder,
     "meta deleted": lambda folder: shutil.rmtree(folder / "meta"),
     "meta empty": edit_meta(lambda text: ""),
     "meta cut": edit_meta(lambda text: text[:-30]),
@@ -142,7 +141,7 @@ def test_one_line_and_the_step_before(workdir, damage, capfd):
     assert step_folder(workdir).exists()  # restoring changes nothing on disk
 
 
-@pytest.mark.parametrize("damage", ["bit flipped in the middle", "empty folder named as a step", "item deleted"])
+@pytest.mark.parametrize("damage", ["bit flipped in the middle", "meta deleted", "item deleted"])
 def test_training_goes_on_and_saves_at_that_step_again(workdir, damage):
     DAMAGE[damage](step_folder(workdir))
     with Store(workdir, stacks=STACKS, warn=[].append) as store:
@@ -160,11 +159,22 @@ def test_training_goes_on_and_saves_at_that_step_again(workdir, damage):
     assert step_folder(workdir).with_name("3.damaged.2").is_dir()
 
 
-def test_a_stray_folder_does_not_block_a_save(workdir):
-    step_folder(workdir, 4).mkdir()
-    with Store(workdir, stacks=STACKS) as store:
+def test_folders_of_others_are_passed_over_and_left_alone(workdir):
+    """Also where they are named as steps are; only one that lies in the way of a save is renamed."""
+    for stray in ("4", "7", "notes", "100", "003", "\uff13"):
+        (workdir / "checkpoints" / stray).mkdir()
+    (workdir / "checkpoints" / "100" / "mine.txt").write_text("mine")
+    with Store(workdir, stacks=STACKS, keep=2, warn=pytest.fail) as store:
+        assert store.restore_latest(shapes(make_items()))[0] == 3
         store.save(4, make_items(4), META)
         assert store.restore_latest(shapes(make_items()))[0] == 4
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert left == {"3", "4", "4.damaged", "7", "notes", "100", "003", "\uff13"}
+
+
+def test_a_folder_without_any_checkpoint_of_ours_is_a_fresh_start(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert Store(tmp_path, stacks=STACKS, warn=pytest.fail).restore_latest(shapes(make_items())) is None
 
 
 def test_two_steps_back(workdir):

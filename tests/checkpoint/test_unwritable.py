@@ -63,8 +63,7 @@ def test_a_disk_that_fills_while_a_save_is_written(tmp_path, one_saved, lines):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (line,) = lines
-    assert line.startswith("checkpoint 2 could not be saved (") and "the last checkpoint is 1" in line
-    assert "\n" not in line and len(line) < 250
+    assert line == "checkpoint 2 could not be saved (File too large); training goes on, the last checkpoint is 1"
     check_steps(tmp_path, 1)  # and the half of 2 is gone
     assert one_saved.overdue()
     one_saved.save(2, items(2), {})

@@ -20,6 +20,7 @@ from typing import Any
 from vlm_jax.errors import UserError
 
 FORMAT = 1
+PARTS = ("meta", "params", "state", "opt", "ema", "_CHECKPOINT_METADATA")  # of a step; some may be missing
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
 
 
@@ -33,17 +34,31 @@ def root(workdir: str | Path) -> Path:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps in a `checkpoints` folder, newest first, good or not."""
+    """Steps in a `checkpoints` folder, newest first, good or not; folders that hold nothing of ours are none."""
+    return sorted((step for step, ours in _numbered(folder).items() if ours), reverse=True)
+
+
+def foreign(folder: Path) -> set[int]:
+    """Numbers of folders that are named as steps are, and are none."""
+    return {step for step, ours in _numbered(folder).items() if not ours}
+
+
+def _numbered(folder: Path) -> dict[int, bool]:
+    """Folders with a number as name, and whether something in them is a checkpoint's."""
     if not folder.is_dir():
-        return []
-    return sorted(
-        (int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()), reverse=True
-    )
+        return {}
+    found = (path for path in folder.iterdir() if _is_number(path.name) and path.is_dir())
+    return {int(path.name): any((path / part).exists() for part in PARTS) for path in found}
+
+
+def _is_number(name: str) -> bool:
+    """Whether a step's folder would be named so: no zeros before it, no digits of other scripts."""
+    return re.fullmatch(r"0|[1-9][0-9]*", name) is not None
 
 
 def is_step(path: Path) -> bool:
     """Whether it is the folder of one step, and no workdir."""
-    return path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir()
+    return path.parent.name == "checkpoints" and _is_number(path.name) and path.is_dir()
 
 
 def chosen(path: Path) -> list[Path]:
@@ -62,7 +77,8 @@ def chosen(path: Path) -> list[Path]:
 
 def others(folder: Path) -> tuple[list[str], list[str]]:
     """(steps that were set aside, what is no checkpoint) in a `checkpoints` folder, by name."""
-    names = sorted(path.name for path in folder.iterdir() if not (path.name.isdecimal() and path.is_dir()))
+    ours = {str(step) for step in steps(folder)}
+    names = sorted(path.name for path in folder.iterdir() if path.name not in ours)
     aside = [name for name in names if re.fullmatch(r"\d+\.damaged(\.\d+)?", name)]
     return aside, [name for name in names if name not in aside]
 
@@ -112,7 +128,7 @@ def read_meta(step_folder: str | Path) -> dict[str, Any]:
     if not all(isinstance(part, dict) and all(isinstance(x, str) for x in part.values()) for part in names):
         raise Damaged("its meta names no arrays")
     name = Path(step_folder).name
-    if name.isdecimal() and meta.get("step") != int(name):
+    if _is_number(name) and meta.get("step") != int(name):
         raise Damaged(f"it is of step {meta.get('step')}")
     return meta
 

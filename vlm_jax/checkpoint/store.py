@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +111,7 @@ class Store:
                 raise  # the others are waiting for this process, and cannot be called back
             self._drop()
             disk.remove_unfinished(self._folder)
-            self._failed(step, gist(error))
+            self._failed(step, _why(error))
             return
         self._last = step
 
@@ -123,6 +125,11 @@ class Store:
         if not self.writing:
             self.wait()
         return time.monotonic() >= self._retry_at
+
+    @property
+    def last(self) -> int | None:
+        """The step that was saved or restored last, or is being saved."""
+        return self._last
 
     @property
     def writing(self) -> bool:
@@ -211,7 +218,7 @@ class Store:
             silence_log()
             self._milestones = disk.milestones(self._folder)
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=Kept(self._keep, self._milestones),
+                preservation_policy=Kept(self._keep, self._milestones, disk.foreign(self._folder)),
                 cleanup_tmp_directories=True,  # what a killed save has left
                 lightweight_initialize=True,
             )
@@ -223,7 +230,7 @@ class Store:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            return gist(error)
+            return _why(error)
         if self._good != self._last:
             self._good = self._last
             self._retry, self._retry_at = FIRST_RETRY, NEVER
@@ -266,14 +273,23 @@ class Store:
 
 @dataclasses.dataclass
 class Kept:
-    """Orbax's policy of what stays: the newest, and milestones."""
+    """Orbax's policy of what stays: the newest, milestones, and what is not ours."""
 
     newest: int
     milestones: set[int]
+    foreign: set[int]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        newest = sorted(info.step for info in checkpoints)[-self.newest :]
-        return [info.step in newest or info.step in self.milestones for info in checkpoints]
+        newest = sorted({info.step for info in checkpoints} - self.foreign)[-self.newest :]
+        return [info.step in {*newest, *self.milestones, *self.foreign} for info in checkpoints]
+
+
+def _why(error: Exception) -> str:
+    """What the system said, wherever TensorStore has put it; else the start of the error."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE):
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return gist(error)
 
 
 def _join(items: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

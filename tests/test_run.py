@@ -1,0 +1,31 @@
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers import small_experiment
+from vlm_jax.errors import UserError
+from vlm_jax.run import Run
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return small_experiment(tmp_path_factory.mktemp("assets"), milestone_steps="4")
+
+
+@pytest.mark.parametrize(
+    "last, step, passed",
+    [(None, 3, False), (None, 4, True), (3, 4, True), (4, 5, False), (3, 5, True), (4, 7, False), (7, 12, True)],
+)
+def test_a_milestone_that_could_not_be_saved_is_the_next_checkpoint(experiment, last, step, passed):
+    run = SimpleNamespace(experiment=experiment, store=SimpleNamespace(last=last))
+    assert Run.passes_milestone(run, step) is passed
+
+
+def test_there_are_none_unless_asked_for(tmp_path):
+    run = SimpleNamespace(experiment=small_experiment(tmp_path), store=SimpleNamespace(last=None))
+    assert not Run.passes_milestone(run, 100)
+
+
+def test_two_units_are_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="milestone_steps=4 and milestone_percent=10 are both given"):
+        small_experiment(tmp_path, milestone_steps="4", milestone_percent="10")
