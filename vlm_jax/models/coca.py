@@ -41,8 +41,8 @@ class ImageTower(ViT):
       pool: "cls" has a CLS token among the tokens that are pooled (open_clip), "gap" has none.
       pooler: "first" gives the embedding to the first of all queries (open_clip's); "cascade" to a query of its own
         that attends to what the others pooled, "parallel" to one that attends to the ViT's tokens (the paper's names).
-      queries: of the pooler; the first one's token is not among `tokens` where it is the embedding's. 0, of the parallel
-        pooler, leaves the decoder the ViT's tokens themselves, as captioners have them: small models that pool them
+      queries: of the pooler; the first one's token is not among `tokens` where it is the embedding's. With 0, of the
+        parallel pooler, the decoder has the ViT's tokens themselves, as in captioners: small models that pool them
         lose where things are.
       pool_heads: attention heads of the poolers.
       out_dim: width of the poolers, and of the head after the contrastive query.
