@@ -88,6 +88,21 @@ def test_navit_tiny(tmp_path):
 
 
 @pytest.mark.full
+def test_coca_tiny(tmp_path):
+    found = last_metrics(tmp_path, "--config=coca_tiny")
+    assert found["eval/captions/exact_match"] >= 0.85
+    assert found["eval/zero_shot_seen/top1"] >= 0.97
+    assert found["eval/zero_shot_held_out/top1"] >= 0.80
+
+
+@pytest.mark.full
+def test_fuyu_tiny(tmp_path):
+    """From scratch: colours and numbers of objects, hardly their shapes."""
+    found = last_metrics(tmp_path, "--config=fuyu_tiny")
+    assert found["eval/questions/accuracy"] >= 0.75
+
+
+@pytest.mark.full
 def test_llava_tiny(tmp_path):
     """Answers by the tower of `siglip_tiny`; of each type but relations much better than its commonest answer."""
     (tmp_path / "tower").mkdir()
