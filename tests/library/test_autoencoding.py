@@ -16,7 +16,7 @@ PICTURES = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3
 def run(recipe: str, folder) -> str:
     few = ["--config.total_examples=16", "--config.batch_size=8", "--config.evals={}", "--config.data.source.size=32"]
     few += ["--config.optimizer.schedule.warmup_steps=1", "--config.compilation_cache=None"]
-    sizes = [f"--config.task.model.{part}coder.{field}" for part in ("en", "de") for field in ("width=16", "depth=1")]
+    sizes = [f"--config.task.model.{part}coder.{field}" for part in ("en", "de") for field in ("width=16", "blocks=1")]
     assert main.main([f"--config={recipe}:short", f"--workdir={folder}", *few, *sizes]) == 0
     return str(folder)
 

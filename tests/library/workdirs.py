@@ -17,7 +17,7 @@ def autoencoder_workdir(folder: Path, recipe: str = "vqvae_tiny:short", seed: in
     config = configs.load(recipe)
     model = config.task.model
     for part in (model.encoder, model.decoder):
-        part.update(width=16, depth=1, num_heads=2)
+        part.update(width=16, blocks=1)
     model.bottleneck.update(bottleneck)
     task = configs.build(config.task)
     rng = np.random.default_rng(seed)

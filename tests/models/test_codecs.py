@@ -7,7 +7,16 @@ import pytest
 
 from vlm_jax import tree
 from vlm_jax.errors import UserError
-from vlm_jax.models.codecs import DalleDecoder, DalleEncoder, VitDecoder, VitEncoder, VqganDecoder, VqganEncoder
+from vlm_jax.models.codecs import (
+    DalleDecoder,
+    DalleEncoder,
+    PatchDecoder,
+    PatchEncoder,
+    VitDecoder,
+    VitEncoder,
+    VqganDecoder,
+    VqganEncoder,
+)
 
 from ..parity import peers
 
@@ -76,6 +85,7 @@ VQGAN = dict(dim=8, widths=(8, 16, 16), blocks=1, attention=(2,), groups=4, dtyp
 PAIRS = [
     (DalleEncoder(hidden=4, blocks=1, dtype="float32"), DalleDecoder(dim=8, hidden=4, blocks=1, dtype="float32")),
     (VqganEncoder(**VQGAN), VqganDecoder(**VQGAN)),
+    (PatchEncoder(width=8, patch_size=8, dtype="float32"), PatchDecoder(width=8, patch_size=8, dtype="float32")),
     (
         VitEncoder(width=16, depth=1, num_heads=2, patch_size=8, image_size=16, dtype="float32"),
         VitDecoder(width=16, depth=1, num_heads=2, patch_size=8, image_size=16, dtype="float32"),
@@ -83,7 +93,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), PAIRS, ids=["dalle", "vqgan", "vit"])
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS, ids=["dalle", "vqgan", "patch", "vit"])
 def test_there_and_back(encoder, decoder):
     image = jax.random.uniform(jax.random.key(0), (2, 16, 32, 3))
     features = jax.jit(encoder.apply)(encoder.init(jax.random.key(1)), image)
@@ -130,6 +140,19 @@ def test_the_encoder_of_chameleon(tmp_path):
         expected = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
     found = jax.jit(ours.apply)(tree.unflatten(params), image)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=1e-5)
+
+
+def test_convolutions_among_patches_start_linear():
+    """With matrices that are inverse to one another an image comes back; and each patch in its place."""
+    sizes = dict(width=12, blocks=2, patch_size=2, dtype="float32")
+    encoder, decoder = PatchEncoder(**sizes), PatchDecoder(**sizes)
+    there, back = encoder.init(jax.random.key(0)), decoder.init(jax.random.key(1))
+    matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 12)))[0].astype(np.float32)
+    there["patch"] = {"kernel": jnp.asarray(matrix).reshape(2, 2, 3, 12), "bias": jnp.zeros(12)}
+    assert (back["head"]["bias"] == 0.5).all()
+    back["head"] = {"kernel": jnp.asarray(matrix.T), "bias": jnp.zeros(12)}
+    image = jax.random.uniform(jax.random.key(2), (2, 6, 4, 3))
+    np.testing.assert_allclose(decoder.apply(back, encoder.apply(there, image)), image, atol=1e-5)
 
 
 def test_what_does_not_fit():

@@ -17,7 +17,7 @@ from vlm_jax.evaluate import results
 from vlm_jax.experiment import open_experiment
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("width=16", "depth=1")
+SMALL = ("width=16", "blocks=1")
 NAMES = ("vae_tiny", "vqvae_tiny", "dvae_tiny", "fsq_tiny")
 
 

@@ -12,11 +12,20 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vlm_jax.errors import UserError
 from vlm_jax.models.bottlenecks.base import Bottleneck, Moment, Passed
-from vlm_jax.models.codecs import DalleDecoder, DalleEncoder, VitDecoder, VitEncoder, VqganDecoder, VqganEncoder
+from vlm_jax.models.codecs import (
+    DalleDecoder,
+    DalleEncoder,
+    PatchDecoder,
+    PatchEncoder,
+    VitDecoder,
+    VitEncoder,
+    VqganDecoder,
+    VqganEncoder,
+)
 from vlm_jax.models.tower import stacks_of
 
-Encoder = DalleEncoder | VqganEncoder | VitEncoder
-Decoder = DalleDecoder | VqganDecoder | VitDecoder
+Encoder = DalleEncoder | VqganEncoder | PatchEncoder | VitEncoder
+Decoder = DalleDecoder | VqganDecoder | PatchDecoder | VitDecoder
 Variables = dict[str, Any]
 
 

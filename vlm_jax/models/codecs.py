@@ -1,4 +1,4 @@
-"""Encoders and decoders of autoencoders: the convolutions of DALL-E and of VQGAN, and transformers.
+"""Encoders and decoders of autoencoders: the convolutions of DALL-E, of VQGAN, and among patches; transformers.
 
 An encoder has `init(key)`, `apply(params, image) -> [batch, rows, cols, dim]`, `dim` and `stride`, the pixels along a
 side of one place; a decoder the same the other way, for features of `dim`, and gives `channels` for each pixel; `last`
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vlm_jax.errors import UserError
 from vlm_jax.losses import map_pixels
 from vlm_jax.models.tower import Stack, check
-from vlm_jax.nn import dalle, vqgan
+from vlm_jax.nn import dalle, patch_convolutions, vqgan
 from vlm_jax.nn.embed import ImageEmbed
 from vlm_jax.nn.functional import Functional, Params
 from vlm_jax.nn.layers import linear
@@ -157,6 +157,53 @@ class VqganDecoder(_Vqgan):
     @functools.cached_property
     def _network(self) -> Functional:
         return Functional(vqgan.Decoder, *self._sizes, self.channels, dtype=self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patch(Network):
+    """What both directions of convolutions among patches share. They start linear, and have no norms: small ones learn
+    most of what patches hold in a few hundred steps.
+
+    Attributes:
+      width: of the features. blocks: residual, of two convolutions each. patch_size: in pixels.
+    """
+
+    width: int = 64
+    blocks: int = 1
+    patch_size: int = 4
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of one place."""
+        return self.patch_size
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchEncoder(_Patch):
+    """Patches by one matrix, then the blocks."""
+
+    @functools.cached_property
+    def _network(self) -> Functional:
+        sizes = self.width, self.blocks, self.patch_size
+        return Functional(patch_convolutions.Encoder, *sizes, dtype=self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchDecoder(_Patch):
+    """The blocks, then the pixels of each patch by one matrix; `channels` of each pixel."""
+
+    channels: int = 3
+    last = ("head", "kernel")
+
+    @functools.cached_property
+    def _network(self) -> Functional:
+        sizes = self.width, self.blocks, self.patch_size, self.channels
+        return Functional(patch_convolutions.Decoder, *sizes, dtype=self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
