@@ -260,7 +260,7 @@ def test_a_run_that_leaps_wherever_it_goes_on_stops(tmp_path, capsys):
 
 @pytest.mark.full
 def test_a_run_with_guards_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
-    clip = {"guards__clip": "health.guards.Clip", "guards__clip__window": "8", "guards__clip__factor": "0.7"}
+    clip = {"guards__clip": "health.guards.Clip", "guards__clip__window": "8", "guards__clip__factor": "0.01"}
     spikes = {"guards__spikes": "health.guards.Spikes", "guards__spikes__window": "8"}
     assert run(tmp_path / "whole", **clip, **spikes) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
