@@ -121,9 +121,10 @@ def in_a_process(argv: list[str], folder: pathlib.Path, cache: pathlib.Path) -> 
     env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     differs = argv[2:4] == ["vlm_jax.checkpoint", "diff"]
-    failed = done.stderr.startswith("error: ")  # whether it may is for the page to say
+    last = done.stderr.rstrip("\n").rpartition("\n")[2]
+    failed = last.startswith("error: ")  # whether it may is for the page to say
     assert done.returncode == (2 if failed else 1 if differs else 0), done.stdout + done.stderr
-    return done.stdout + (done.stderr if failed else "")
+    return done.stdout + (f"{last}\n" if failed else "")
 
 
 def holds(printed: str, lines: str) -> None:
