@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from vlm_jax import config as configs
-from vlm_jax import environment, flops, program, report, rewind, startup
+from vlm_jax import environment, flops, program, report, rewind, shared, startup
 from vlm_jax import mesh as meshes
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
@@ -33,8 +32,6 @@ from vlm_jax.state import TrainState
 from vlm_jax.step import variables_of
 from vlm_jax.stop import Stop
 
-# Seconds that a network's filesystem may take to show one host what another has written.
-SHARED = 90.0
 # Metrics of which a line has the sum since the one before.
 COUNTED = {"skipped", "clipped", "spikes"}
 # Seconds between tries of the last save.
@@ -84,7 +81,7 @@ class Run:
 
         `data=False` opens no training data; `allow_change` takes data that is not what the run began with.
         """
-        _compilation_cache(experiment.compilation_cache, link)
+        shared.compilation_cache(experiment.compilation_cache, link)
         plan = startup.make_plan(experiment, jax.devices())
         progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
         warn = lambda line: progress.note(f"warning: {line}")
@@ -107,7 +104,7 @@ class Run:
             report.replace_file(workdir / "config.json", configs.to_json(config).encode())
             writers.truncate_after(step)
         if data:
-            _see_alike(workdir / "config.json", configs.to_json(config).encode(), link)
+            shared.see_alike(workdir / "config.json", configs.to_json(config).encode(), link)
             if first:
                 forget_others(workdir / "heartbeats", link.count)
             pulse = Pulse(workdir / "heartbeats", link.index, phases, ledger, experiment.stalls.heartbeat)
@@ -393,52 +390,9 @@ def _first_holder(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
     return np.flatnonzero(first == jax.process_index())
 
 
-def _see_alike(file: Path, content: bytes, link: Alone | Link) -> None:
-    """Raises UserError where a process does not see what the first one has written: the workdir is not shared."""
-    link.gather(None)
-    deadline = time.monotonic() + SHARED
-    while not (file.is_file() and file.read_bytes() == content):
-        if time.monotonic() > deadline:
-            raise UserError(f"{file.parent} is not the folder that process 0 writes to; give one that all hosts share.")
-        time.sleep(0.5)
-
-
 def _files(experiment: Experiment, config: Mapping, workdir: Path) -> list[Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     files: list[Any] = [report.JsonlWriter(workdir / "metrics.jsonl"), report.TensorBoardWriter(workdir / "events")]
     if experiment.wandb:
         files.append(report.WandbWriter(experiment.wandb, workdir, config=hidden_in(configs.plain(config))))
     return files
-
-
-def _compilation_cache(folder: str | None, link: Alone | Link) -> None:
-    if not folder or jax.config.jax_compilation_cache_dir:
-        return
-    path = Path(folder).expanduser()
-    if not _is_shared(path, link):
-        link.say(f"warning: config.compilation_cache={folder} is not one folder on all hosts; programs are not kept")
-        return
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def _is_shared(folder: Path, link: Alone | Link) -> bool:
-    """Whether all processes see what the first one writes to a folder, that is, have the same programs in a cache.
-
-    Only the first one writes a cache, and compilers of GPUs wait for one another to try kernels: a process that has
-    the program must not leave those waiting that lack it.
-    """
-    if link.count == 1:
-        return True
-    mark = folder / f"seen-{secrets.token_hex(8)}"
-    try:
-        if link.index == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-    except OSError:
-        pass
-    name = link.gather(mark.name)[0]
-    seen = all(link.gather((folder / name).exists()))
-    if link.index == 0:
-        mark.unlink(missing_ok=True)
-    return seen

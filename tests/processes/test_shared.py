@@ -6,7 +6,7 @@ from threading import Barrier
 
 import pytest
 
-from vlm_jax.run import _is_shared
+from vlm_jax.shared import is_shared
 
 
 class OneOfTwo:
@@ -30,6 +30,6 @@ def test_a_folder_is_shared_where_the_second_sees_what_the_first_writes(tmp_path
     folders: list[Path] = [tmp_path / "a", tmp_path / second]
     both, barrier = [None, None], Barrier(2)
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda i: _is_shared(folders[i], OneOfTwo(i, both, barrier)), range(2))
+        found = pool.map(lambda i: is_shared(folders[i], OneOfTwo(i, both, barrier)), range(2))
         assert list(found) == [shared, shared]
     assert not list((tmp_path / "a").iterdir())
