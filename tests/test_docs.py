@@ -141,7 +141,7 @@ def cache(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-LONG = ("faults.md", "weights.md", "library.md", "evaluation.md", "results.md", "plan.md", "checkpoints.md")
+LONG = ("faults.md", "weights.md", "library.md", "evaluation.md", "results.md", "plan.md", "checkpoints.md", "tasks.md")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_one_beam_among_all_sequences_is_the_best():
     assert tuple(np.asarray(out)[0].tolist()) == best
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=12), st.floats(0.05, 1), st.integers(0, 13))
 def test_what_is_left_is_the_smallest_set_of_that_probability(values, top_p, top_k):
     logits = np.array(values, np.float32) + 1e-3 * np.arange(len(values), dtype=np.float32)

@@ -1,10 +1,13 @@
 """The benchmark saves what a run saves, and its words say what it has measured."""
 
+import pytest
+
 from benchmarks import checkpoints as benchmark
 from tests.helpers import SMALL
 from vlm_jax.checkpoint import load_params
 
 
+@pytest.mark.full
 def test_a_small_run(tmp_path):
     changes = [(key, value) for key, value in SMALL.items() if key.startswith("task.")]
     found = benchmark.measure("siglip_tiny", changes, pairs=8, rounds=2, folder=tmp_path)

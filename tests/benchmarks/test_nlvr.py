@@ -38,6 +38,7 @@ def write(path, sentences=5, scenes=2):
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+@pytest.mark.full
 def test_the_command_answers_every_sentence_once(tmp_path, capsys):
     write(tmp_path / "dev.parquet")
     arguments = [f"--data={tmp_path}/dev.parquet", "--folds=2", f"--workdir={tmp_path}/runs", *SMALL]

@@ -224,6 +224,7 @@ LEAPS = {
 }
 
 
+@pytest.mark.full
 def test_a_spike_takes_the_run_back_and_its_data_are_left_out(tmp_path, capsys):
     assert run(tmp_path / "run", **LEAPS) == 0
     out = capsys.readouterr().out

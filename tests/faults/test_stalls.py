@@ -91,6 +91,7 @@ def test_a_thread_that_lets_no_other_run_is_ended_too():
     assert process.returncode == 1 and "Timeout" in said and "Thread" in said
 
 
+@pytest.mark.full
 def test_a_process_that_was_stopped_for_longer_has_not_stalled():
     process = script(
         """
@@ -121,7 +122,7 @@ with link.together(), watched(Stalls(step=2), link.end) as phases, phases.during
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_the_other_process_ends_too(number, lost):
     port = str(free_port())
     both = [script(TWO, str(index), port) for index in range(2)]

@@ -22,6 +22,7 @@ PICTURES = [Shapes(size=3, split="val")[k]["image"] for k in range(3)]
 SMALL = {"width": "16", "depth": "1", "mlp_dim": "32", "num_heads": "2"}
 TOWERS = {f"task.model.{part}.{k}": v for part in ("image", "text", "decoder") for k, v in SMALL.items()}
 COCA = TOWERS | {"tokenizer": "bytes", "task.model.image.stem_channels": "()", "task.model.image.posemb": "learn"}
+COCA["task.model.decoder.context_width"] = SMALL["width"]
 
 
 def captioner():

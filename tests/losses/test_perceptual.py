@@ -40,7 +40,7 @@ def test_eight_devices_give_the_loss_of_one(pairs):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="of the same layers; got those of 2 and 1"):
+    with pytest.raises(ValueError, match="of the same layers; got 2 and 1"):
         perceptual_loss(layers(0), layers(0)[:1])
     with pytest.raises(ValueError, match="must have the same shape"):
         perceptual_loss(layers(0)[:1], layers(0)[1:])

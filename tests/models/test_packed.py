@@ -56,7 +56,7 @@ def close(one, other):
     "changes",
     [
         {},
-        {"posemb": "factorised"},
+        pytest.param({"posemb": "factorised"}, marks=pytest.mark.full),
         pytest.param({"posemb": "sincos2d", "pool": "gap"}, marks=pytest.mark.full),
         pytest.param({"posemb": "factorised", "pool": "gap", "pre_norm": True, "scan": True}, marks=pytest.mark.full),
         pytest.param({"remat": "attention"}, marks=pytest.mark.full),
@@ -136,6 +136,7 @@ def test_padding_and_missing_segments_pass_no_nan(parameters):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, grads)))
 
 
+@pytest.mark.full
 def test_bf16_is_near_f32(parameters):
     model = dataclasses.replace(IMAGE, pool="gap")
     params, arrays = parameters(model), packed_images()

@@ -237,5 +237,5 @@ def test_where_captions_begin_and_end():
 
 def test_texts_without_a_begin_token_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"config\.text\.bos=False: the first token of a caption is given"):
-        sizes = {"task__model__decoder__width": "16", "task__model__decoder__context_width": "8"}
+        sizes = {"task__model__decoder__width": "16", "task__model__decoder__context_width": "16"}
         small_experiment(tmp_path, "coca_tiny", text__bos="False", **sizes)

@@ -131,7 +131,7 @@ def likeliest(params, rows, allowed, count, guidance=1.0, free=None):
     return [row[len(begin) :] for row, begin in zip(written, rows)]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.full), 3.0])
 def test_what_is_drawn_are_codes_of_one_image(variables, guidance):
     """The likeliest codes, or those of the logits that guidance combines, for captions of unequal length."""
     task = dataclasses.replace(TASK, guidance=guidance)
