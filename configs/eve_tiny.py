@@ -2,6 +2,7 @@
 
 Three stages, as the paper's: the decoder learns to answer from scenes that are told (in place of a language model that
 is there already); then it is frozen while the patch layers learn from pictures and from the teacher; then all is tuned.
+What it reaches, and that the teacher does not show in it, is in docs/results.md.
 The teacher is a run of `siglip_tiny`: `--config.stages.a_language.init_from.teacher='WORKDIR#image'` says where it is.
 EVEv2 (2025, arXiv 2502.06788) has two convolutions, no teacher, and weights of their own for images in each block: the
 second stage trains these, from copies of the language's, and leaves the language as it is.

@@ -12,14 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def last_metrics(tmp_path: Path, *arguments: str) -> dict[str, float]:
-    """The last value of every metric of a run on one device."""
+def last_metrics(tmp_path: Path, *arguments: str, stage: str = "") -> dict[str, float]:
+    """The last value of every metric of a run, or of one of its stages, on one device."""
     command = [sys.executable, "-m", "vlm_jax.main", f"--workdir={tmp_path}/run", *arguments]
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {}
-    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+    for line in (tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines():
         found.update(json.loads(line))
     shown = {name: value for name, value in found.items() if name.startswith("eval/")}
     print(
@@ -100,6 +100,15 @@ def test_fuyu_tiny(tmp_path):
     """From scratch: colours and numbers of objects, hardly their shapes."""
     found = last_metrics(tmp_path, "--config=fuyu_tiny")
     assert found["eval/questions/accuracy"] >= 0.75
+
+
+@pytest.mark.full
+def test_eve_tiny(tmp_path):
+    (tmp_path / "tower").mkdir()
+    last_metrics(tmp_path / "tower", "--config=siglip_tiny")
+    teacher = f"--config.stages.a_language.init_from.teacher={tmp_path}/tower/run#image"
+    found = last_metrics(tmp_path, "--config=eve_tiny", teacher, stage="c_tuning")
+    assert found["eval/questions/accuracy"] >= 0.74
 
 
 @pytest.mark.full
