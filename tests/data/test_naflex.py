@@ -25,7 +25,7 @@ def test_grids_keep_to_the_budget_and_nearly_fill_it(height, width, patch, most)
     if most >= 16 and longest <= 4 * shortest:
         assert (rows + 1) * (
             cols + 1
-        ) >= most  # equal where a square image's budget is a square: the scale just misses it
+        ) >= most  # equal where a square's budget is a square: its scale just misses it
 
 
 @pytest.mark.parametrize("size, grid", [((480, 640), (14, 18)), ((100, 100), (16, 16)), ((64, 1024), (4, 64))])
