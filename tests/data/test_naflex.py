@@ -23,9 +23,7 @@ def test_grids_keep_to_the_budget_and_nearly_fill_it(height, width, patch, most)
     if longest <= most * shortest:  # else a single row of patches is too long already
         assert rows * cols <= most
     if most >= 16 and longest <= 4 * shortest:
-        assert (rows + 1) * (
-            cols + 1
-        ) >= most  # equal where a square's budget is a square: its scale just misses it
+        assert (rows + 1) * (cols + 1) >= most  # equal where a square's budget is a square: its scale just misses it
 
 
 @pytest.mark.parametrize("size, grid", [((480, 640), (14, 18)), ((100, 100), (16, 16)), ((64, 1024), (4, 64))])
