@@ -54,15 +54,15 @@ def questions(count: int, image_size: int, *, told: bool, **which):
     return bind("data.sources.shapes.ShapesQuestions", shapes=shapes, per_scene=1, described=told)
 
 
-def task(model, *, length: int):
-    """Predicting the next token of conversations; `model` has room for `length` and `ANSWER` tokens."""
+def task(model, *, length: int, answer: int = ANSWER):
+    """Predicting the next token of conversations; `model` has room for `length` and `answer` tokens."""
     return bind(
         "tasks.language_model.LanguageModeling",
         length=length,
         conversations=late("conversations"),
         end_id=late("end_id"),
         pad_id=late("pad_id"),
-        sampling=bind("generate.Sampling", max_tokens=ANSWER),
+        sampling=bind("generate.Sampling", max_tokens=answer),
         model=model,
     )
 

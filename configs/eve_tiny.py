@@ -8,9 +8,11 @@ EVEv2 (2025, arXiv 2502.06788) has two convolutions, no teacher, and weights of 
 second stage trains these, from copies of the language's, and leaves the language as it is.
 """
 
+from vlm_jax.configs import siglip_tiny
 from vlm_jax.configs._answers import decoder, questions
+from vlm_jax.configs._decoders import task
 
-from vlm_jax.config import bind, late
+from vlm_jax.config import bind
 
 VARIANTS = {
     "short": "20 steps a stage, to see that everything works; nothing is aligned",
@@ -34,31 +36,23 @@ def get_config(variant: str = ""):
         view=32 if taught else None,
     )
     config = questions(images, short=variant == "short", length=LENGTH, turns=8)
-    tower = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
     teacher = bind(
         "models.eve.Teacher",
-        image=bind("models.vit.ViT", **tower, pool="gap", out_dim=128, dtype="float32"),
+        image=siglip_tiny.tower(),
         layer=None,
         interval=1,
         num_heads=4,
     )
-    config.task = bind(
-        "tasks.language_model.LanguageModeling",
-        length=LENGTH,
-        conversations=late("conversations"),
-        end_id=late("end_id"),
-        pad_id=late("pad_id"),
-        sampling=bind("generate.Sampling", max_tokens=4),
-        model=bind(
-            "models.eve.Eve",
-            decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8, modalities=1 + divided),
-            **patches,
-            embedding="convolutions" if divided else "attention",
-            width=96,
-            num_heads=4,
-            teacher=teacher if taught else None,
-        ),
+    model = bind(
+        "models.eve.Eve",
+        decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8, modalities=1 + divided),
+        **patches,
+        embedding="convolutions" if divided else "attention",
+        width=96,
+        num_heads=4,
+        teacher=teacher if taught else None,
     )
+    config.task = task(model, length=LENGTH, answer=4)
     told = dict(described=True)
     frozen = ("teacher/.*",) if taught else ()
     language = r"decoder/(?!blocks/\d+/image/).*" if divided else "decoder/.*"

@@ -5,6 +5,7 @@ with all its questions, one after the other.
 """
 
 from vlm_jax.configs._answers import decoder, questions
+from vlm_jax.configs._decoders import task
 
 from vlm_jax.config import bind, late
 
@@ -20,18 +21,11 @@ def get_config(variant: str = ""):
     if variant != "short":
         config.total_examples = 64_000
     config.optimizer.learning_rate = 1e-3
-    config.task = bind(
-        "tasks.language_model.LanguageModeling",
-        length=LENGTH,
-        conversations=late("conversations"),
-        end_id=late("end_id"),
-        pad_id=late("pad_id"),
-        sampling=bind("generate.Sampling", max_tokens=4),
-        model=bind(
-            "models.fuyu.Fuyu",
-            decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8),
-            **patches,
-            newline_id=late("eos_id"),
-        ),
+    model = bind(
+        "models.fuyu.Fuyu",
+        decoder=decoder(width=128, depth=4, mlp_dim=344, length=LENGTH + 8),
+        **patches,
+        newline_id=late("eos_id"),
     )
+    config.task = task(model, length=LENGTH, answer=4)
     return config

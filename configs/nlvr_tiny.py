@@ -6,13 +6,16 @@ after the other. The tower is a trained `siglip_tiny`'s, and is left as it is. S
 trained on in all six orders of these; a row of four tiles and a thumbnail shows them.
 """
 
+from vlm_jax.configs import siglip_tiny
 from vlm_jax.configs._answers import decoder
+from vlm_jax.configs._decoders import task
 
 from vlm_jax.config import bind, late
 
 VARIANTS = {"short": "60 steps from scratch, to see that everything works"}
-SIZE, PATCH, MERGE, TILES = 32, 8, 2, 4
-SIDE = SIZE // PATCH // MERGE
+MERGE, TILES = 2, 4
+SIZE = siglip_tiny.TOWER["image_size"]
+SIDE = SIZE // siglip_tiny.TOWER["patch_size"] // MERGE
 LENGTH = 48 + SIDE**2 + SIDE * (TILES * SIDE + 1)  # a sentence and an answer, a thumbnail, rows of tiles
 
 
@@ -46,24 +49,16 @@ def get_config(variant: str = ""):
         cache=True,
         threads=1,
     )
-    tower = dict(image_size=SIZE, patch_size=PATCH, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384)
-    config.task = bind(
-        "tasks.language_model.LanguageModeling",
-        length=LENGTH,
-        conversations=late("conversations"),
-        end_id=late("end_id"),
-        pad_id=late("pad_id"),
-        sampling=bind("generate.Sampling", max_tokens=4),
-        model=bind(
-            "models.llava.Llava",
-            image=bind("models.vit.ViT", **tower, num_heads=3, pool="gap", out_dim=128, dtype="float32"),
-            decoder=decoder(width=64, mlp_dim=172, length=LENGTH + 8),
-            layer=None,
-            projector="linear",
-            merge=MERGE,
-            tiles=1 + TILES,
-        ),
+    model = bind(
+        "models.llava.Llava",
+        image=siglip_tiny.tower(),
+        decoder=decoder(width=64, mlp_dim=172, length=LENGTH + 8),
+        layer=None,
+        projector="linear",
+        merge=MERGE,
+        tiles=1 + TILES,
     )
+    config.task = task(model, length=LENGTH, answer=4)
     config.optimizer = bind(
         "optim.Optimizer",
         name="adamw",

@@ -16,10 +16,17 @@ VARIANTS = SHORT | {
     "plain": "SigLIP's own architecture (linear patches, pooled as published), which other libraries can load"
 }
 
+# Sizes of the image tower, for recipes that take over its weights or its shape.
+TOWER = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
+
+
+def tower():
+    """The image tower, as a run of this recipe has it at `#image`."""
+    return bind("models.vit.ViT", **TOWER, pool="gap", out_dim=128, dtype="float32")
+
 
 def get_config(variant: str = ""):
     text = dict(length=24, vocab_size=late("vocab_size"), pad_id=late("pad_id"), pool="mean", mask_padding=True)
-    image = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
     shapes = dict(image_size=32, split="test", scenes="single")
     prompts = ("a picture of a {}",)
 
@@ -45,7 +52,7 @@ def get_config(variant: str = ""):
         "tasks.contrastive.Contrastive",
         model=bind(
             "models.two_tower.TwoTower",
-            image=bind("models.vit.ViT", **image, pool="gap", out_dim=128, dtype="float32"),
+            image=tower(),
             text=bind(
                 "models.text.TextTransformer",
                 **text,
