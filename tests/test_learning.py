@@ -102,11 +102,16 @@ def test_fuyu_tiny(tmp_path):
     assert found["eval/questions/accuracy"] >= 0.75
 
 
-@pytest.mark.full
-def test_eve_tiny(tmp_path):
+def trained_tower(tmp_path: Path) -> str:
+    """The image tower of a run of `siglip_tiny`, as `init_from` names it."""
     (tmp_path / "tower").mkdir()
     last_metrics(tmp_path / "tower", "--config=siglip_tiny")
-    teacher = f"--config.stages.a_language.init_from.teacher={tmp_path}/tower/run#image"
+    return f"{tmp_path}/tower/run#image"
+
+
+@pytest.mark.full
+def test_eve_tiny(tmp_path):
+    teacher = f"--config.stages.a_language.init_from.teacher={trained_tower(tmp_path)}"
     found = last_metrics(tmp_path, "--config=eve_tiny", teacher, stage="c_tuning")
     assert found["eval/questions/accuracy"] >= 0.74
 
@@ -114,9 +119,7 @@ def test_eve_tiny(tmp_path):
 @pytest.mark.full
 def test_llava_tiny(tmp_path):
     """Answers by the tower of `siglip_tiny`; of each type but relations much better than its commonest answer."""
-    (tmp_path / "tower").mkdir()
-    last_metrics(tmp_path / "tower", "--config=siglip_tiny")
-    tower = f"--config.init_from.image={tmp_path}/tower/run#image"
+    tower = f"--config.init_from.image={trained_tower(tmp_path)}"
     found = last_metrics(tmp_path, "--config=llava_tiny", tower)
     assert found["eval/questions/accuracy"] >= 0.85
     for kind in ("count", "count_colour", "colour", "size", "shape", "exist_colour", "exist_shape"):
