@@ -60,3 +60,12 @@ def plain(config):
     """No stem, pooling by attention and by the last token, no head on images: what other libraries have of SigLIP."""
     config.task.model.image.update(stem_channels=(), patch_size=4, pool="map", out_dim=None)
     config.task.model.text.update(pool="last", mask_padding=False, out_dim=config.task.model.image.width)
+
+
+# Sizes of `siglip_tiny`'s image tower, for recipes that take over its weights or its shape.
+TINY_TOWER = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
+
+
+def tiny_tower():
+    """The image tower, as a run of `siglip_tiny` has it at `#image`."""
+    return bind("models.vit.ViT", **TINY_TOWER, pool="gap", out_dim=128, dtype="float32")

@@ -9,6 +9,7 @@ would be right for a picture and one of them asked for. The contrastive loss is 
 import math
 
 from vlm_jax.configs import siglip_tiny
+from vlm_jax.configs._shared import TINY_TOWER
 
 from vlm_jax.config import bind, late
 
@@ -20,7 +21,7 @@ def get_config(variant: str = ""):
     config = siglip_tiny.get_config(variant)
     config.text.update(length=LENGTH, bos=True)
     config.data.source.update(scenes="uniform", relations=False)
-    image = dict(**siglip_tiny.TOWER, posemb="sincos2d")
+    image = dict(**TINY_TOWER, posemb="sincos2d")
     pooling = dict(pool="gap", pooler="parallel", queries=0, pool_heads=4, out_dim=128)
     text = dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=late("vocab_size"), dtype="float32")
     ids = dict(pad_id=late("pad_id"), eos_id=late("eos_id"))

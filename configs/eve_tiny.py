@@ -8,9 +8,9 @@ EVEv2 (2025, arXiv 2502.06788) has two convolutions, no teacher, and weights of 
 second stage trains these, from copies of the language's, and leaves the language as it is.
 """
 
-from vlm_jax.configs import siglip_tiny
 from vlm_jax.configs._answers import decoder, questions
 from vlm_jax.configs._decoders import task
+from vlm_jax.configs._shared import tiny_tower
 
 from vlm_jax.config import bind
 
@@ -38,7 +38,7 @@ def get_config(variant: str = ""):
     config = questions(images, short=variant == "short", length=LENGTH, turns=8)
     teacher = bind(
         "models.eve.Teacher",
-        image=siglip_tiny.tower(),
+        image=tiny_tower(),
         layer=None,
         interval=1,
         num_heads=4,

@@ -4,9 +4,9 @@ The tower is tuned with the rest, all in one stage. Train `siglip_tiny` first, o
 `--config.init_from.image='WORKDIR#image'`. Answers are one word and the end token.
 """
 
-from vlm_jax.configs import siglip_tiny
 from vlm_jax.configs._answers import LENGTH, decoder, questions
 from vlm_jax.configs._decoders import task
+from vlm_jax.configs._shared import tiny_tower
 
 from vlm_jax.config import bind
 
@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     config.init_from = None if variant else dict(image="workdirs/siglip_tiny#image")
     model = bind(
         "models.llava.Llava",
-        image=siglip_tiny.tower(),
+        image=tiny_tower(),
         decoder=decoder(),
         layer=None,
         projector="linear",

@@ -6,16 +6,16 @@ after the other. The tower is a trained `siglip_tiny`'s, and is left as it is. S
 trained on in all six orders of these; a row of four tiles and a thumbnail shows them.
 """
 
-from vlm_jax.configs import siglip_tiny
 from vlm_jax.configs._answers import decoder
 from vlm_jax.configs._decoders import task
+from vlm_jax.configs._shared import TINY_TOWER, tiny_tower
 
 from vlm_jax.config import bind, late
 
 VARIANTS = {"short": "60 steps from scratch, to see that everything works"}
 MERGE, TILES = 2, 4
-SIZE = siglip_tiny.TOWER["image_size"]
-SIDE = SIZE // siglip_tiny.TOWER["patch_size"] // MERGE
+SIZE = TINY_TOWER["image_size"]
+SIDE = SIZE // TINY_TOWER["patch_size"] // MERGE
 LENGTH = 48 + SIDE**2 + SIDE * (TILES * SIDE + 1)  # a sentence and an answer, a thumbnail, rows of tiles
 
 
@@ -51,7 +51,7 @@ def get_config(variant: str = ""):
     )
     model = bind(
         "models.llava.Llava",
-        image=siglip_tiny.tower(),
+        image=tiny_tower(),
         decoder=decoder(width=64, mlp_dim=172, length=LENGTH + 8),
         layer=None,
         projector="linear",

@@ -7,7 +7,7 @@ Captions repeat within a batch, so equal ones count as positives.
 
 import math
 
-from vlm_jax.configs._shared import plain
+from vlm_jax.configs._shared import plain, tiny_tower
 
 from vlm_jax.config import bind, late
 
@@ -15,14 +15,6 @@ SHORT = {"short": "60 steps, to see that everything works"}
 VARIANTS = SHORT | {
     "plain": "SigLIP's own architecture (linear patches, pooled as published), which other libraries can load"
 }
-
-# Sizes of the image tower, for recipes that take over its weights or its shape.
-TOWER = dict(image_size=32, patch_size=8, stem_channels=(24, 48, 96), width=96, depth=3, mlp_dim=384, num_heads=3)
-
-
-def tower():
-    """The image tower, as a run of this recipe has it at `#image`."""
-    return bind("models.vit.ViT", **TOWER, pool="gap", out_dim=128, dtype="float32")
 
 
 def get_config(variant: str = ""):
@@ -52,7 +44,7 @@ def get_config(variant: str = ""):
         "tasks.contrastive.Contrastive",
         model=bind(
             "models.two_tower.TwoTower",
-            image=tower(),
+            image=tiny_tower(),
             text=bind(
                 "models.text.TextTransformer",
                 **text,
