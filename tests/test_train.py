@@ -145,7 +145,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path,
     shutil.copytree(whole, tmp_path / "run")
     (file,) = [max((tmp_path / "run/checkpoints/12/params").rglob("d/*"), key=lambda p: p.stat().st_size)]
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
+    for at in range(0, len(data), 64):  # one bit alone may hit an index that a later one replaced: tests/faults
+        data[at] ^= 1
     file.write_bytes(bytes(data))
     code, out = finished(flags(tmp_path / "run"))
     assert code == 0 and "resumed from step 9" in out and "warning: " in out and "12" in out
