@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vlm_jax import config as configs
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
+from vlm_jax.experiment import fused
 from vlm_jax.interop.imported import Imported, Source, complete, template
 from vlm_jax.interop.table import leaf
 from vlm_jax.interop.tensors import open_tensors
@@ -29,7 +30,8 @@ class Run:
       model: a bound node.
       image: a bound node of `data.image.ImageTransform`.
       text: a bound node of `data.text.Text`, and what it builds; None for images alone.
-      conversations, sampling, fusion: bound nodes; None where the run has none.
+      conversations, sampling: bound nodes; None where the run has none.
+      late: values of the config's late ones, as far as no data is needed for them.
     """
 
     config: ConfigDict
@@ -39,7 +41,7 @@ class Run:
     text: Text | None
     conversations: ConfigDict | None = None
     sampling: ConfigDict | None = None
-    fusion: ConfigDict | None = None
+    late: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_export(path: Path) -> bool:
@@ -68,9 +70,8 @@ def open_run(folder: Path) -> Run:
         text = text.resolve(_lost(folder), folder / "assets")
         late = {"tokenizer": text.tokenizer, "vocab_size": text.vocab_size}
         late |= {"pad_id": text.pad_id, "eos_id": text.eos_id, "bos_id": text.bos_id}
+    late |= fused(config, late)
     part = lambda node: None if node is None else complete(_filled(node, late))
-    if (fusion := part(config.get("fusion"))) is not None:
-        late["fused_size"] = configs.build(fusion).vocabulary.size
     return Run(
         config=config,
         model=complete(_filled(model, late)),
@@ -79,7 +80,7 @@ def open_run(folder: Path) -> Run:
         text=text,
         conversations=part(config.get("conversations")),
         sampling=part(config.task.get("sampling")),
-        fusion=fusion,
+        late=late,
     )
 
 

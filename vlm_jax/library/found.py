@@ -100,7 +100,7 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
     params, meta = load_params(path, weights, step)
     task, state = None, {}
     if isinstance(network, Autoencoder | Chameleon):
-        task = configs.build(run.config.task, **_late(run))
+        task = configs.build(run.config.task, **run.late)
         if jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))["state"]):
             state, _ = load_params(path, "state", meta["step"])
     if isinstance(network, Autoencoder):  # to be used, without its judges
@@ -122,12 +122,3 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
         task=task,
         state=state,
     )
-
-
-def _late(run: ours.Run) -> dict[str, Any]:
-    """The late values of the task of a run on texts and image tokens."""
-    if run.fusion is None:
-        return {}
-    text, fusion = run.text, configs.build(run.fusion)
-    late = {"fusion": fusion, "fused_size": fusion.vocabulary.size, "vocab_size": text.vocab_size}
-    return late | {"end_id": text.eos_id, "pad_id": text.pad_id, "bos_id": text.bos_id, "eos_id": text.eos_id}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
+from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage, content_hash, is_remote
 from vlm_jax.errors import UserError
 
@@ -36,7 +37,7 @@ class Fields:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageText(abc.ABC):
+class ImageText(Window):
     """Random access to records of `image`, `text`, `key` and, where there are classes, `label`.
 
     A source of some format says how many records there are (`count`), where one lies (`where`), and what is in it
@@ -59,6 +60,7 @@ class ImageText(abc.ABC):
     storage: Storage = Storage()
 
     KIND: ClassVar[str]
+    ROWS: ClassVar[str] = "records"
     # Options that say how records are read, not which: they are no part of the fingerprint.
     HOW: ClassVar[tuple[str, ...]] = ("path", "storage")
 
@@ -67,10 +69,6 @@ class ImageText(abc.ABC):
             if isinstance(field.default, tuple) and isinstance(value := getattr(self, field.name), str):
                 raise UserError(f"{type(self).__name__}.{field.name}={value!r}: wanted is a tuple, ({value!r},).")
         self.validate()
-
-    @abc.abstractmethod
-    def count(self) -> int:
-        """Records that are there, before `skip` and `limit`."""
 
     @abc.abstractmethod
     def where(self, index: int) -> str:
@@ -112,12 +110,10 @@ class ImageText(abc.ABC):
         Raises: UserError.
         """
         what = type(self).__name__
-        if self.skip < 0 or (self.limit is not None and self.limit < 1):
-            raise UserError(f"{what}(skip={self.skip}, limit={self.limit}): wanted are skip >= 0 and limit >= 1.")
+        self.check_options()
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise UserError(f"{what}.templates={self.templates}: each template needs one '{{}}' for the class name.")
-        if self.count() <= self.skip:
-            raise UserError(f"{self.path} has {self.count()} records, none is left after skip={self.skip}.")
+        self.check_count()
         if not self.has_texts and not self.class_names:
             raise UserError(
                 f"{self.path} has neither captions nor class names: say which field holds captions, or give the names "
@@ -139,31 +135,22 @@ class ImageText(abc.ABC):
         """Names in label order, () where there are none."""
         return (tuple(self.classes) or self.names_in_data()) if self.has_labels else ()
 
-    def __len__(self) -> int:
-        left = max(0, self.count() - self.skip)
-        return left if self.limit is None else min(left, self.limit)
-
     def __getitem__(self, index: int) -> dict:
         """`image` encoded bytes, `text` list of str, `label` int where there are classes, `key` file and place.
 
         Raises: UnreadableRecord for a damaged one; OSError or UserError where the file cannot be read.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} records, asked for number {index}.")
+        place = self.place(index)
         try:
-            return {**self._record(self.fields(self.skip + index)), "key": self.where(self.skip + index)}
+            return {**self._record(self.fields(place)), "key": self.where(place)}
         except Missing as missing:
-            raise UnreadableRecord(self.name, self.where(self.skip + index), str(missing)) from None
+            raise UnreadableRecord(self.name, self.where(place), str(missing)) from None
 
     def captions(self, limit: int | None = None) -> Iterator[str]:
         """Captions, at most `limit`, to train a tokenizer on; of classes, every name in every template once."""
         if self.has_texts:
             return itertools.islice(self._captions(), limit)
         return itertools.islice((t.format(name) for name in self.class_names for t in self.templates), limit)
-
-    def __getstate__(self) -> dict:
-        """The options alone: a process that gets a copy opens the files itself."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def _labels(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from vlm_jax.data.sources.image_store import ImageStore
 from vlm_jax.data.sources.parquet_table import ParquetTable
 from vlm_jax.data.sources.text_table import TextTable
 from vlm_jax.data.sources.turns import IMAGES, TURNS, held, turns_of
+from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage, content_hash, is_remote
 from vlm_jax.errors import UserError, closest
 
@@ -29,7 +30,7 @@ LOOKED_AT = 100  # rows, for whether images are in them or only named
 
 
 @dataclasses.dataclass(frozen=True)
-class Messages:
+class Messages(Window):
     """Conversations with or without images, read at random.
 
     A row has turns: `conversations`, a list of {"from": "human" | "gpt", "value": TEXT} (LLaVA, ShareGPT), or
@@ -58,6 +59,7 @@ class Messages:
     index: str | None = None
     storage: Storage = Storage()
 
+    ROWS: ClassVar[str] = "conversations"
     class_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
@@ -65,15 +67,13 @@ class Messages:
 
     def validate(self) -> None:
         """Raises: UserError for rows without turns, images that are only named, or no conversations."""
-        if self.skip < 0 or self.cache_mb < 0 or (self.limit is not None and self.limit < 1):
-            raise UserError("Messages: wanted are skip >= 0, limit >= 1 and cache_mb >= 0.")
+        self.check_options()
         for k, file in enumerate(self._rows.files):
             columns = self._columns(k)
             if columns and not set(TURNS) & set(columns):
                 near = closest(TURNS[0], columns)
                 raise UserError(f"{file.path} has no column {' or '.join(map(repr, TURNS))}: {near}")
-        if len(self._rows) <= self.skip:
-            raise UserError(f"{self.path} has {len(self._rows)} conversations, none is left after skip={self.skip}.")
+        self.check_count()
         if self.images is None and (name := self._first_name()):
             raise UserError(
                 f"{self.path} names its images ({name[:80]}) and does not hold them: say where they lie (`images`)."
@@ -90,9 +90,8 @@ class Messages:
         files = [(file.name, file.size) for file in self._rows.files]
         return content_hash(json.dumps([files, self.skip, self.limit]))
 
-    def __len__(self) -> int:
-        left = max(0, len(self._rows) - self.skip)
-        return left if self.limit is None else min(left, self.limit)
+    def count(self) -> int:
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
         """`messages`, a list of {"role", "content"}; `images`, encoded, in their order, where it has any; `answers` and
@@ -100,11 +99,10 @@ class Messages:
 
         Raises: UnreadableRecord for a broken row; OSError or UserError where the files cannot be read.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} conversations, asked for number {index}.")
-        key = self._rows.where(self.skip + index)
+        place = self.place(index)
+        key = self._rows.where(place)
         try:
-            row = self._row(self.skip + index)
+            row = self._row(place)
             messages, images = turns_of(row)
             record: dict[str, Any] = {"messages": messages, "key": key}
             if images:
@@ -120,10 +118,6 @@ class Messages:
     def captions(self, limit: int | None = None) -> Iterator[str]:
         """The texts of turns, questions and answers, at most `limit`, to train a tokenizer on."""
         return itertools.islice(self._texts(), limit)
-
-    def __getstate__(self) -> dict:
-        """The options alone: a process that gets a copy opens the files itself."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _texts(self) -> Iterator[str]:
         broken = 0

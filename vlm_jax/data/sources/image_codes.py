@@ -15,6 +15,7 @@ import numpy as np
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.parquet_table import ParquetTable
+from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage, content_hash
 from vlm_jax.errors import UserError
 
@@ -47,7 +48,7 @@ class Codes:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageCodes:
+class ImageCodes(Window):
     """Rows of Parquet files as records of `image_codes`, `text` and, where there are classes, `label`.
 
     Attributes:
@@ -69,14 +70,9 @@ class ImageCodes:
 
     def validate(self) -> None:
         """Raises: UserError for options or files that cannot be, and for files of different models."""
-        if self.skip < 0 or self.cache_mb < 0 or (self.limit is not None and self.limit < 1):
-            raise UserError(
-                f"ImageCodes(skip={self.skip}, limit={self.limit}, cache_mb={self.cache_mb}): "
-                "wanted are skip >= 0, limit >= 1 and cache_mb >= 0."
-            )
+        self.check_options()
         _ = self.codes
-        if len(self) == 0:
-            raise UserError(f"{self.path} has {len(self._table)} rows, none is left after skip={self.skip}.")
+        self.check_count()
 
     @functools.cached_property
     def codes(self) -> Codes:
@@ -111,9 +107,8 @@ class ImageCodes:
         features = json.loads(self._table.schemas[0].metadata.get(b"huggingface", b"{}"))
         return tuple(features.get("info", {}).get("features", {}).get("label", {}).get("names", ()))
 
-    def __len__(self) -> int:
-        left = max(0, len(self._table) - self.skip)
-        return left if self.limit is None else min(left, self.limit)
+    def count(self) -> int:
+        return len(self._table)
 
     def __getitem__(self, index: int) -> dict:
         """`image_codes` int32 [codes.length], row by row; `text` list of str; `label` int where there are classes;
@@ -121,11 +116,10 @@ class ImageCodes:
 
         Raises: UnreadableRecord where codes or text are missing or out of range; OSError where the file cannot be read.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} rows, asked for number {index}.")
-        row = self._table.row(self.skip + index, self._columns)
+        place = self.place(index)
+        row = self._table.row(place, self._columns)
         if wrong := self._wrong(row):
-            raise UnreadableRecord(self.name, self._table.where(self.skip + index), wrong)
+            raise UnreadableRecord(self.name, self._table.where(place), wrong)
         record = {**row, "image_codes": np.asarray(row["image_codes"], np.int32)}
         if self.class_names and record["label"] is None:
             record["label"] = -1
@@ -135,10 +129,6 @@ class ImageCodes:
         """Captions, at most `limit`, to train a tokenizer on."""
         rows = self._table.scan(["text"], self.skip, self.skip + len(self))
         return itertools.islice((text for (texts,) in rows for text in texts), limit)
-
-    def __getstate__(self) -> dict:
-        """The options alone: a process that gets a copy opens the files itself."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _wrong(self, row: Mapping[str, Any]) -> str:
         codes, wanted = row["image_codes"] or [], self.codes

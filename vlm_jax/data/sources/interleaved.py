@@ -9,13 +9,14 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.base import Missing
 from vlm_jax.data.sources.image_store import ImageStore
 from vlm_jax.data.sources.parquet_table import ParquetTable
 from vlm_jax.data.sources.text_table import TextTable
+from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage, content_hash
 from vlm_jax.errors import UserError, closest
 
@@ -25,7 +26,7 @@ MISSING = ("refuse", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
-class Interleaved:
+class Interleaved(Window):
     """Documents as sequences of texts and images, read at random.
 
     "obelics" (Laurençon et al. 2023): two lists of the same length, `images` and `texts`, of which one has a value at
@@ -57,7 +58,8 @@ class Interleaved:
     index: str | None = None
     storage: Storage = Storage()
 
-    class_names = ()
+    ROWS: ClassVar[str] = "documents"
+    class_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         self.validate()
@@ -69,16 +71,14 @@ class Interleaved:
                 raise UserError(
                     f"Interleaved.{field}={getattr(self, field)!r}: {closest(getattr(self, field), choices)}"
                 )
-        if self.skip < 0 or self.cache_mb < 0 or (self.limit is not None and self.limit < 1):
-            raise UserError("Interleaved: wanted are skip >= 0, limit >= 1 and cache_mb >= 0.")
+        self.check_options()
         for file, columns in self._columns():
             for column in LAYOUTS[self.layout]:
                 if columns and column not in columns:
                     raise UserError(
                         f"{file} has no column {column!r} (layout {self.layout!r}): {closest(column, columns)}"
                     )
-        if len(self._rows) <= self.skip:
-            raise UserError(f"{self.path} has {len(self._rows)} documents, none is left after skip={self.skip}.")
+        self.check_count()
         if self.images is None and self._only_names():
             raise UserError(f"{self.path} names its images and does not hold them: say where they lie (`images`).")
         _ = self._store
@@ -93,9 +93,8 @@ class Interleaved:
         files = [(file.name, file.size) for file in self._rows.files]
         return content_hash(json.dumps([files, self.layout, self.missing, self.skip, self.limit]))
 
-    def __len__(self) -> int:
-        left = max(0, len(self._rows) - self.skip)
-        return left if self.limit is None else min(left, self.limit)
+    def count(self) -> int:
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
         """`parts`, a list of texts (str) and encoded images (bytes) in their order; `dropped`, how many images were
@@ -103,11 +102,10 @@ class Interleaved:
 
         Raises: UnreadableRecord for a broken document; OSError or UserError where the files cannot be read.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} documents, asked for number {index}.")
-        key = self._rows.where(self.skip + index)
+        place = self.place(index)
+        key = self._rows.where(place)
         try:
-            parts, dropped = self._with_images(self._sequence(self.skip + index))
+            parts, dropped = self._with_images(self._sequence(place))
             if not parts:
                 raise Missing("the document is empty")
         except Missing as missing:
@@ -117,10 +115,6 @@ class Interleaved:
     def captions(self, limit: int | None = None) -> Iterator[str]:
         """The texts, at most `limit`, to train a tokenizer on."""
         return itertools.islice(self._texts(), limit)
-
-    def __getstate__(self) -> dict:
-        """The options alone: a process that gets a copy opens the files itself."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _texts(self) -> Iterator[str]:
         broken = 0

@@ -14,12 +14,13 @@ from typing import Any
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.base import Missing
 from vlm_jax.data.sources.parquet_table import ParquetTable
+from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage
 from vlm_jax.errors import UserError, closest
 
 
 @dataclasses.dataclass(frozen=True)
-class Parquet:
+class Parquet(Window):
     """Rows of Parquet files as records of `image`, `text` and, where there are classes, `label`.
 
     Row groups are read whole, only the columns that are needed, and kept up to `cache_mb`. A data set that fits is
@@ -63,11 +64,7 @@ class Parquet:
 
         Raises: UserError for a missing file or column, one of another type than is needed, or no rows at all.
         """
-        if self.skip < 0 or self.cache_mb < 0 or (self.limit is not None and self.limit < 1):
-            raise UserError(
-                f"Parquet(skip={self.skip}, limit={self.limit}, cache_mb={self.cache_mb}): "
-                "wanted are skip >= 0, limit >= 1 and cache_mb >= 0."
-            )
+        self.check_options()
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise UserError(f"Parquet.templates={self.templates}: each template needs one '{{}}' for the class name.")
         for field, (kind, fits) in _column_kinds().items():
@@ -83,8 +80,7 @@ class Parquet:
                 f"column {self.label_column!r} of {self.path} has numbers without names: "
                 "give class_name_column, or the names as `classes`."
             )
-        if len(self) == 0:
-            raise UserError(f"{self.path} has {len(self._table)} rows, none is left after skip={self.skip}.")
+        self.check_count()
 
     @property
     def name(self) -> str:
@@ -122,19 +118,16 @@ class Parquet:
             )
         return tuple(name for _, name in pairs)
 
-    def __len__(self) -> int:
-        left = max(0, len(self._table) - self.skip)
-        return left if self.limit is None else min(left, self.limit)
+    def count(self) -> int:
+        return len(self._table)
 
     def __getitem__(self, index: int) -> dict:
         """`image` encoded bytes, `text` str or list of str, `label` int where there are classes, `key` "FILE:ROW".
 
         Raises: UnreadableRecord for a row without image or text; OSError where the file cannot be read.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} rows, asked for number {index}.")
-        row = self._table.row(self.skip + index, self._columns)
-        key = self._table.where(self.skip + index)
+        place = self.place(index)
+        row, key = self._table.row(place, self._columns), self._table.where(place)
         try:
             return {**self._record(row), "key": key}
         except Missing as missing:
@@ -148,10 +141,6 @@ class Parquet:
             rows = self._table.scan([self.text_column], self.skip, self.skip + len(self))
             texts = (text for (value,) in rows for text in _texts(value))
         return itertools.islice(texts, limit)
-
-    def __getstate__(self) -> dict:
-        """The options alone: a process that gets a copy reads the footers itself, and keeps its own row groups."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def _table(self) -> ParquetTable:
