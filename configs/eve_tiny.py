@@ -1,8 +1,9 @@
 """EVE in miniature on drawn shapes (Diao et al. 2024, arXiv 2406.11832): no encoder, aligned with `siglip_tiny`'s.
 
 Three stages, as the paper's: the decoder learns to answer from scenes that are told (in place of a language model that
-is there already); then it is frozen while the patch layers learn from pictures and from the teacher; then all is tuned.
-What it reaches, and that the teacher does not show in it, is in docs/results.md.
+is there already); then it is frozen while the patch layers learn from pictures and from the teacher; then all is tuned,
+and goes on to learn from the teacher. With pictures a row has two questions and not eight: what the teacher shows takes
+many pictures. What it reaches, with the teacher and without, is in docs/results.md.
 The teacher is a run of `siglip_tiny`: `--config.stages.a_language.init_from.teacher='WORKDIR#image'` says where it is.
 EVEv2 (2025, arXiv 2502.06788) has two convolutions, no teacher, and weights of their own for images in each block: the
 second stage trains these, from copies of the language's, and leaves the language as it is.
@@ -21,7 +22,8 @@ VARIANTS = {
 }
 SIDE, PATCH, MERGE = 8, 4, 2
 ROWS = SIDE // MERGE
-LENGTH = 80 + 1 + ROWS * (ROWS + 1)  # eight questions about a picture, or about a scene that is told
+IMAGE = 1 + ROWS * (ROWS + 1)  # tokens
+LENGTH = 80 + IMAGE  # eight questions about a picture, or about a scene that is told
 
 
 def get_config(variant: str = ""):
@@ -56,7 +58,9 @@ def get_config(variant: str = ""):
     told = dict(described=True)
     frozen = ("teacher/.*",) if taught else ()
     language = r"decoder/(?!blocks/\d+/image/).*" if divided else "decoder/.*"
-    examples = (20 * 64,) * 3 if variant == "short" else (6_400, 9_600, 24_000)
+    examples = (20 * 64,) * 3 if variant == "short" else (6_400, 12_800, 64_000)
+    few = 24 + IMAGE
+    pictures = dict(text=dict(length=few), task=dict(length=few), data=dict(source=dict(turns=2, per_scene=4)))
     config.optimizer.learning_rate = 1e-3
     config.stages = dict(  # in the order of their names
         a_language=dict(
@@ -67,7 +71,7 @@ def get_config(variant: str = ""):
             data=dict(source=told),
             evals=dict(questions=dict(source=told)),
         ),
-        b_alignment=dict(total_examples=examples[1], optimizer=dict(freeze=(*frozen, language))),
-        c_tuning=dict(total_examples=examples[2], optimizer=dict(freeze=frozen)),
+        b_alignment=dict(total_examples=examples[1], optimizer=dict(freeze=(*frozen, language)), **pictures),
+        c_tuning=dict(total_examples=examples[2], optimizer=dict(freeze=frozen, learning_rate=2e-3), **pictures),
     )
     return config

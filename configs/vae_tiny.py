@@ -15,4 +15,4 @@ VARIANTS = TINY
 
 
 def get_config(variant: str = ""):
-    return tiny(variant, bind("models.bottlenecks.continuous.Gaussian", dim=4, beta=1e-5))
+    return tiny(variant, bind("models.bottlenecks.continuous.Gaussian", dim=4, beta=1e-6))

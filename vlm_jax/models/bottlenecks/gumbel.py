@@ -20,7 +20,8 @@ class Gumbel(Bottleneck):
     """Gumbel-softmax (DALL-E: Ramesh et al. 2021, arXiv:2102.12092, section 2.1 and appendix A.2).
 
     Parameters: `head` [size, in_dim] and `bias` [size], the encoder's last convolution; `codebook` [size, out_dim], the
-    decoder's first one, over one-hot codes.
+    decoder's first one, over one-hot codes. Both start as convolutions do, with a variance of one over their inputs:
+    with a codebook of variance 1 the noise of mixtures is large, and a few codes win that make it small.
 
     Attributes:
       size: codes.
@@ -54,7 +55,7 @@ class Gumbel(Bottleneck):
         return {
             "head": jax.random.normal(one, (self.size, in_dim)) * in_dim**-0.5,
             "bias": jnp.zeros(self.size),
-            "codebook": jax.random.normal(two, (self.size, out_dim)),
+            "codebook": jax.random.normal(two, (self.size, out_dim)) * self.size**-0.5,
         }
 
     def apply(self, params: Params, state: State, x: Float[Array, "tokens in_dim"], at: Moment) -> Passed:
