@@ -27,7 +27,7 @@ def test_as_many_numbers_as_an_image_varies_in_are_enough_for_pca():
     basis = np.random.default_rng(1).normal(size=(3, 192)) * 10
     drawn = np.random.default_rng(0).uniform(-1, 1, (60, 3)) @ basis + 128
     drawn = drawn.round().astype(np.uint8).reshape(60, 8, 8, 3)
-    enough, few = (autoencoders.pca(drawn[:40], drawn[40:], numbers) for numbers in (3, 1))
+    enough, few = (autoencoders.pca(drawn[:40], drawn[40:], numbers)[0] for numbers in (3, 1))
     assert enough["mse"] < 1 / 255**2 < few["mse"] and enough["numbers"] == 3
 
 
@@ -35,9 +35,10 @@ def test_as_many_codes_as_patches_are_enough_for_kmeans():
     tiles = images(4, size=4)
     which = np.random.default_rng(2).integers(0, 4, (20, 4))
     drawn = autoencoders.joined(tiles[which].reshape(80, 48), (20, 8, 8, 3), 4)
-    found = autoencoders.kmeans(drawn[:10], drawn[10:], codes=4, patch=4, patches=1000)
+    found, again = autoencoders.kmeans(drawn[:10], drawn[10:], codes=4, patch=4, patches=1000)
     assert found["mse"] == 0 and found["bits"] == 4 * 2 and found["codes_used"] == 1
-    assert autoencoders.kmeans(drawn[:10], drawn[10:], codes=2, patch=4, patches=1000)["mse"] > 0.01
+    assert (again == drawn[10:]).all()
+    assert autoencoders.kmeans(drawn[:10], drawn[10:], codes=2, patch=4, patches=1000)[0]["mse"] > 0.01
 
 
 def test_command(tmp_path, monkeypatch):
@@ -63,3 +64,10 @@ def test_command(tmp_path, monkeypatch):
     mean = images(30).mean(0)
     assert 0 < found["pca"]["mse"] < ((images(10) - mean) ** 2).mean() / 255**2
     assert found["pca"]["psnr"] == pytest.approx(-10 * np.log10(found["pca"]["mse"]), abs=1)
+
+
+def test_a_picture_has_a_row_for_each(tmp_path):
+    rows = [images(3, seed) for seed in range(2)]
+    autoencoders.draw(rows, tmp_path / "a.png")
+    shown = np.asarray(Image.open(tmp_path / "a.png"))[:: autoencoders.SCALE, :: autoencoders.SCALE]
+    assert shown.shape == (16, 24, 3) and (shown[8:, 16:] == rows[1][2]).all()
