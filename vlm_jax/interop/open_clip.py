@@ -13,7 +13,8 @@ from vlm_jax.config import bind
 from vlm_jax.errors import UserError
 from vlm_jax.interop import names, tensors
 from vlm_jax.interop import processing as pixels
-from vlm_jax.interop.hugging_face import CLIP_IMAGE, SIGLIP_IMAGE, fits
+from vlm_jax.interop.described import fits
+from vlm_jax.interop.hugging_face import CLIP_IMAGE, SIGLIP_IMAGE
 from vlm_jax.interop.imported import Fields, Source, complete, read_json
 from vlm_jax.interop.table import Table
 from vlm_jax.interop.texts import Words, from_open_clip

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from vlm_jax.config import bind
 from vlm_jax.errors import UserError
 from vlm_jax.interop import names, open_clip, tensors
-from vlm_jax.interop.hugging_face import CLIP_IMAGE, fits
+from vlm_jax.interop.described import fits
+from vlm_jax.interop.hugging_face import CLIP_IMAGE
 from vlm_jax.interop.imported import Fields, Source, complete
 from vlm_jax.interop.open_clip import ABSENT_TEXT, ABSENT_VISION, CONFIG, TEXT, VISION
 from vlm_jax.interop.table import Table

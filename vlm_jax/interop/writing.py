@@ -17,7 +17,7 @@ from vlm_jax.data.conversations import Conversations
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
-from vlm_jax.interop import hugging_face, open_clip, open_clip_coca, processing, table, tokenizer_json
+from vlm_jax.interop import described, open_clip, open_clip_coca, processing, table, tokenizer_json
 from vlm_jax.interop.imported import RGB
 from vlm_jax.models.captioner import Captioner
 from vlm_jax.models.chameleon import Chameleon
@@ -60,7 +60,7 @@ def to_hugging_face(
     model, params = _bare(model, params)
     if isinstance(model, MultimodalDecoder):
         return _decoder(model, params, image, text, mean, std, conversations)
-    config, names = hugging_face.describe(model, naflex=image.resize == "naflex")
+    config, names = described.describe(model, naflex=image.resize == "naflex")
     files = {
         "config.json": _json({**config, "dtype": "float32"}),
         "preprocessor_config.json": _json(processing.to_hugging_face(image, mean, std, config["model_type"])),
@@ -91,7 +91,7 @@ def _decoder(
     if conversations is not None and text is not None:
         ids["eos_token_id"] = conversations.chat(text).end_id
     grids = getattr(conversations and conversations.images, "grids", ())
-    config, names = hugging_face.describe(model, image_id=unknown or 0, grids=grids)
+    config, names = described.describe(model, image_id=unknown or 0, grids=grids)
     config |= ids
     if "text_config" in config:
         config["text_config"] |= ids
