@@ -4,8 +4,8 @@ Images are codes already: `python -m vlm_jax.data tokenize` writes them, with an
 places. Theirs, recalled and not read again: the sizes of LLaMA-7B with 65,536 tokens in all, norms of queries and keys,
 z-loss of 1e-5, AdamW with b1 0.9, b2 0.95, eps 1e-5, a decay of 0.1 and clipping at 1, a peak of 1e-4 after 4000 steps,
 8 million tokens a step. Their 7B has dropout of 0.1, which this one has not; their rate decays exponentially, this one
-by a cosine. 64 rows are filled with 224 documents, which suits an image and a short caption each; set
-`--config.fusion.examples` to yours. The number of steps is chosen.
+by a cosine. An image and its caption are more than a quarter of a row, so that 64 rows take 192 of them; with other
+documents set `--config.fusion.examples`. The number of steps is chosen.
 """
 
 from vlm_jax.configs._fused import CODES, GRID, task, tokenizer
@@ -42,9 +42,9 @@ def get_config(variant: str = ""):
         grid=GRID if small else 32,
         pictures=small,
         images=3,
-        examples=12 if small else 224,
+        examples=12 if small else 192,
         rows=4 if small else 64,
-        per_row=4 if small else 8,
+        per_row=4 if small else 3,
     )
     shapes = bind("data.sources.shapes.Shapes", size=1000, image_size=32)
     config.data = bind(

@@ -45,7 +45,7 @@ def small():
     model = config.task.model
     model.decoder.update(width=16, depth=1, mlp_dim=24, num_heads=2, num_kv_heads=2, length=140)
     for part in (model.tokenizer.encoder, model.tokenizer.decoder):
-        part.widths = (8, 8, 8)
+        part.update(width=8, blocks=1)
     model.tokenizer.bottleneck = configs.bind("models.bottlenecks.vq.VectorQuantiser", size=240, dim=4)
     return config
 

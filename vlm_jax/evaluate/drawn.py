@@ -75,10 +75,13 @@ class Drawn(Evaluator):
         rows: dict[str, np.ndarray] = {"index": index, "truth": names[labels]}
         metrics = {"examples": float(len(index))}
         if self.classifier is not None:
+            from vlm_jax.library import load  # which imports evaluators
+
+            classifier = load(self.classifier, devices=list(mesh.devices.flat), batch_size=self.batch_size)
             given = np.stack([self.image(self.source[int(k)]["image"]) for k in index])
             answers = {"right": images, "right_of_tokens": own.vectors, "right_of_images": given}
             for name, shown in answers.items():
-                answers[name] = self._classes(shown, mesh)
+                answers[name] = classifier.classify(shown, names.tolist(), self.templates).probabilities.argmax(1)
                 rows[name] = answers[name] == labels
                 metrics[name] = float(rows[name].mean())
             rows["answer"] = names[answers["right"]]
@@ -99,14 +102,6 @@ class Drawn(Evaluator):
             keys = _keys(self.seed, batch.pop("number"))
             out.append(meshes.gather(predict["draw"](batch, keys), mesh)[:count])
         return np.concatenate(out)
-
-    def _classes(self, images: Images, mesh: Mesh) -> Int[np.ndarray, "n"]:
-        """What the classifier takes images for."""
-        from vlm_jax.library import load  # which imports evaluators
-
-        names = list(self.source.class_names)
-        model = load(self.classifier, devices=list(mesh.devices.flat), batch_size=self.batch_size)
-        return model.classify(images, names, self.templates).probabilities.argmax(1)
 
     def _gallery(self, images: Images, rows: Mapping[str, np.ndarray]) -> Gallery:
         """The first drawings of each class, marked where a classifier has said what they are."""
