@@ -10,6 +10,7 @@ from vlm_jax.data.fused_vocabulary import Vocabulary
 from vlm_jax.data.fusion import Fusion
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.pipeline import Pipeline
+from vlm_jax.data.sources.image_codes import Codes
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 
@@ -39,6 +40,13 @@ class Pairs:
         if self.pictures:
             return {"image": np.full((8, 8, 3), index, np.uint8), "text": f"no {index}"}
         return {"image_codes": np.arange(4) + index, "text": f"no {index}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Written(Pairs):
+    """It says what its codes are."""
+
+    codes: Codes | None = None
 
 
 def pipeline(fusion=FUSION, source=Pairs(), text=TEXT):
@@ -212,10 +220,7 @@ def test_codes_that_the_decoder_does_not_have():
     with pytest.raises(UserError, match="has no 'image_codes'"):
         rows_of(source=Pairs(pictures=True))
 
-    @dataclasses.dataclass(frozen=True)
-    class Written(Pairs):
-        class codes:
-            vocab_size, length = 512, 4
-
     with pytest.raises(UserError, match="has 4 codes of 512 for an image, the decoder takes 4 of 16"):
-        pipeline(source=Written())
+        pipeline(source=Written(codes=Codes((2, 2), 512, 8, "vq")))
+    with pytest.raises(UserError, match="images of 1 x 1 x 4 codes, the last of them of one place: one code a place"):
+        pipeline(source=Written(codes=Codes((1, 1, 4), 16, 8, "rq")))

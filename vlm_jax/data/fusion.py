@@ -113,6 +113,11 @@ class Fusion:
             return
         if self.pictures:
             raise UserError(f"source {source.name!r} holds image codes, and Fusion.pictures=True: set it to False.")
+        if len(codes.grid) != 2:
+            raise UserError(
+                f"source {source.name!r} has images of {' x '.join(map(str, codes.grid))} codes, the last of them of "
+                "one place: one code a place is wanted, which a quantiser without residuals gives."
+            )
         if codes.vocab_size != self.vocabulary.codes or codes.length != self.image_tokens:
             raise UserError(
                 f"source {source.name!r} has {codes.length} codes of {codes.vocab_size} for an image, the decoder "
