@@ -19,6 +19,9 @@ URL = "https://host/data/{0..3}.tar?X-Amz-Credential=AKIA%2Fus&X-Amz-Signature=0
     [
         (f"{URL}.", "https://host/data/{0..3}.tar?X-Amz-Credential=***&X-Amz-Signature=***"),
         ("https://me:pa55@host/x", "https://***@host/x"),
+        ("https://me:p@ss@host/x@y", "https://***@host/x@y"),
+        ("s3://me@corp:p@ss@bucket/x", "s3://***@bucket/x"),
+        ("https://p@ss@host/x", "https://***@host/x"),
         ("s3://key:pa55@bucket/x'", "s3://***@bucket/x'"),
         ("https://ghp_token@host/x", "https://***@host/x"),
         ("0.tar?sig=a%2Fb: cut off", "0.tar?sig=***"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_PASSWORD = re.compile(r"(?<=://)([^/\s'\"@:]*:[^/\s'\"@]*)@|(?<=https://)[^/\s'\"@]+@|(?<=http://)[^/\s'\"@]+@")
+# Up to the last "@" before the path: a password may hold one.
+_PASSWORD = re.compile(r"(?<=://)[^/\s'\":]*:[^/\s'\"]*@|(?<=https://)[^/\s'\"]+@|(?<=http://)[^/\s'\"]+@")
 _QUERY = re.compile(r"([?&][\w.~%\[\]-]+=)[^&#\s'\"]+")
 
 
