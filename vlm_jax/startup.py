@@ -140,10 +140,11 @@ def begin(plan: Plan, store: Store, warn: Callable[[str], None]) -> Start:
     if init_from:
         parts = isinstance(init_from, Mapping)
         load = warm_start.load_parts if parts else warm_start.load
-        params, whence = load(init_from, plan.experiment.task.model, warn)
+        loaded = load(init_from, plan.experiment.task.model, warn)
         skip = (warm_start.others(init_from),) if parts else ()
-        state = with_params(plan, initialise(plan), params, skip)
-        return Start(state.replace(state=warm_start.load_state(init_from, state.state)), None, whence)
+        state = with_params(plan, initialise(plan), loaded.params, skip)
+        state = state.replace(state=warm_start.load_state(init_from, state.state, loaded.steps))
+        return Start(state, None, loaded.whence)
     return Start(initialise(plan), None, "from scratch")
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,16 @@ LISTED = 5
 MEANING = ("activation", "norm_eps", "pool", "pre_norm", "causal")
 
 
-def load(path: str, model: Any, warn: Callable[[str], None]) -> tuple[dict, str]:
-    """(Parameters by nested per-layer names, whence they are). An image tower alone is put under `image`.
+class Loaded(NamedTuple):
+    """Parameters by nested per-layer names, whence they are, and of which step those of each workdir are."""
+
+    params: dict
+    whence: str
+    steps: dict[str, int]
+
+
+def load(path: str, model: Any, warn: Callable[[str], None]) -> Loaded:
+    """The parameters of another model. An image tower alone is put under `image`.
 
     Args:
       path: a workdir, a checkpoint, or what `vlm_jax.interop.source` takes.
@@ -43,7 +51,7 @@ def load(path: str, model: Any, warn: Callable[[str], None]) -> tuple[dict, str]
         if not Path(path).is_dir():
             raise UserError(f"config.init_from={path}: no such folder.")
         params, meta = load_params(path)
-        return params, f"parameters from {path}, step {meta['step']}"
+        return Loaded(params, f"parameters from {path}, step {meta['step']}", {path: meta["step"]})
     found = interop.source(path)
     theirs = configs.build(found.model)
     alone = isinstance(theirs, ViT)
@@ -55,11 +63,11 @@ def load(path: str, model: Any, warn: Callable[[str], None]) -> tuple[dict, str]
     pixels = lambda model: (getattr(model, "image_mean", None), getattr(model, "image_std", None))
     if not alone and pixels(model) != pixels(theirs):
         warn(f"config.init_from={path}: check that task.model.image_mean and image_std are those it was trained with")
-    return params, f"parameters from {path} ({found.family}{', image tower' if alone else ''})"
+    return Loaded(params, f"parameters from {path} ({found.family}{', image tower' if alone else ''})", {})
 
 
-def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]) -> tuple[dict, str]:
-    """Parameters of several models, each under a name of this one's, and whence they are.
+def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]) -> Loaded:
+    """Parameters of several models, each under a name of this one's.
 
     Args:
       parts: {"image": "PATH#image", "decoder": "PATH"}: our name, and what `load` takes; "#NAME" is a part of it.
@@ -68,10 +76,11 @@ def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]
     Raises:
       UserError: there is nothing to load, or no such part, or a part computes differently.
     """
-    params, said = {}, []
+    params, said, steps = {}, [], {}
     for prefix, spec in parts.items():
         path, _, part = spec.partition("#")
-        found, theirs = _anything(path)
+        found, theirs, step = _anything(path)
+        steps |= {} if step is None else {path: step}
         for name in part.split("/") if part else ():
             if not isinstance(found, Mapping) or name not in found:
                 names = found if isinstance(found, Mapping) else ()
@@ -84,17 +93,19 @@ def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]
             _compute_alike(spec, {prefix: ours}, {prefix: theirs})
         params[prefix] = found
         said.append(f"{prefix} from {spec}")
-    return params, f"parameters of {', '.join(said)}"
+    return Loaded(params, f"parameters of {', '.join(said)}", steps)
 
 
-def _anything(path: str) -> tuple[dict, Any]:
-    """(Parameters, the model they are of) of a workdir, or of another library."""
+def _anything(path: str) -> tuple[dict, Any, int | None]:
+    """(Parameters, the model they are of, their step) of a workdir, or of another library."""
     if interop.is_foreign(path):
         found = interop.source(path)
-        return found.params(), configs.build(found.model)
+        return found.params(), configs.build(found.model), None
     if not Path(path).is_dir():
         raise UserError(f"config.init_from={path}: no such folder.")
-    return load_params(path)[0], configs.build(ours.open_run(Path(path)).model) if configs.is_workdir(path) else None
+    params, meta = load_params(path)
+    model = configs.build(ours.open_run(Path(path)).model) if configs.is_workdir(path) else None
+    return params, model, meta["step"]
 
 
 def _same_autoencoder(prefix: str, spec: str, ours: Autoencoder, theirs: Autoencoder) -> None:
@@ -108,8 +119,11 @@ def _same_autoencoder(prefix: str, spec: str, ours: Autoencoder, theirs: Autoenc
             )
 
 
-def load_state(init_from: str | Mapping[str, str], live: Any) -> Any:
+def load_state(init_from: str | Mapping[str, str], live: Any, steps: Mapping[str, int]) -> Any:
     """The state of a run with that of the workdirs that its parameters come from: codebooks, which are no parameters.
+
+    Args:
+      steps: of each workdir, the step that the parameters are of: a codebook of another does not fit them.
 
     Raises:
       UserError: a workdir has none, or one of other shapes.
@@ -121,7 +135,7 @@ def load_state(init_from: str | Mapping[str, str], live: Any) -> Any:
         names = [name for name in tree.flatten(live) if not prefix or name.startswith(f"{prefix}/")]
         if not names or interop.is_foreign(path):
             continue
-        found = load_params(path, "state")[0]
+        found = load_params(path, "state", steps[path])[0]
         for name in part.split("/") if part else ():
             found = found.get(name, {})
         found = tree.flatten({prefix: found} if prefix else found)

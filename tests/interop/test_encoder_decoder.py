@@ -126,7 +126,7 @@ def test_it_is_trained_on_whole_or_from_its_image_tower(tmp_path):
     model = configs.build(whole.model)
     live = jax.tree.map(jnp.zeros_like, whole.params())
     for source, name in ((whole, "whole"), (tower, "tower")):
-        params, _ = warm_start.load(str(tmp_path / name), model, pytest.fail)
+        params = warm_start.load(str(tmp_path / name), model, pytest.fail).params
         found = tree.flatten(warm_start.fit(params, live, {}))
         wanted = tree.flatten(source.params() if name == "whole" else {"image": source.params()})
         for key, leaf in found.items():

@@ -32,14 +32,15 @@ def model(path):
 
 
 def test_parameters_and_codebook_are_those_of_the_run(model, path):
-    params, said = warm_start.load_parts({"tokenizer": path}, model, print)
+    params, said, steps = warm_start.load_parts({"tokenizer": path}, model, print)
     assert said == f"parameters of tokenizer from {path}"
     wanted = tree.flatten(load_params(path)[0])
     assert {name: x.shape for name, x in tree.flatten(params["tokenizer"]).items()} == {
         name: x.shape for name, x in wanted.items()
     }
     abstract = jax.eval_shape(model.init, jax.random.key(0))["state"]
-    state = warm_start.load_state({"tokenizer": path}, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+    state = warm_start.load_state({"tokenizer": path}, zeros, steps)
     for name, value in tree.flatten(load_params(path, "state")[0]).items():
         np.testing.assert_array_equal(tree.flatten(state["tokenizer"])[name], value, err_msg=name)
 
@@ -51,8 +52,8 @@ def test_a_codebook_of_another_size(model, path):
         warm_start.load_parts({"tokenizer": path}, smaller, print)
     live = {"tokenizer": {"embedding": jnp.zeros((1, 8, 16))}}
     with pytest.raises(UserError, match=r"its state tokenizer/embedding is \(1, 16, 16\), wanted is \(1, 8, 16\)"):
-        warm_start.load_state({"tokenizer": path}, live)
+        warm_start.load_state({"tokenizer": path}, live, {path: 3})
 
 
 def test_a_run_without_images_has_no_state_to_take_over():
-    assert warm_start.load_state({"decoder": "nowhere"}, {}) == {}
+    assert warm_start.load_state({"decoder": "nowhere"}, {}, {}) == {}
