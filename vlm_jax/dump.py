@@ -7,6 +7,7 @@ which; `dump.json`: step, metrics, ids of the examples.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -49,11 +50,13 @@ def give_up(run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Ar
 
 
 def write(folder: Path, run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Array]) -> list[int]:
-    """Writes the dump; returns the ids of all examples of the batch."""
+    """Writes the dump, in place of one that an earlier try left; returns the ids of all examples of the batch."""
     link = run.link
     ids = sorted({one for of_process in link.gather(example_ids(run.batch)) for one in of_process})
     if link.index == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
         replace_file(folder / "config.json", configs.to_json(run.config).encode())
     link.gather(None)
     np.savez(folder / f"batch-{link.index}.npz", rows=run.rows, **run.batch)

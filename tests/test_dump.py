@@ -1,0 +1,51 @@
+"""What a dump holds, and that nothing about it hides why the run ends. Whole runs: tests/faults/test_guards.py."""
+
+import json
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_jax import config as configs
+from vlm_jax import dump
+from vlm_jax.checkpoint import load_params
+from vlm_jax.errors import UserError
+from vlm_jax.processes import Alone
+from vlm_jax.state import TrainState
+
+METRICS = {"loss": jnp.float32(np.nan), "grad_norm": jnp.float32(np.inf)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """As much of one as a dump reads."""
+    ids = np.stack([np.zeros(4, np.uint32), np.arange(8, 12, dtype=np.uint32)], axis=-1)
+    return types.SimpleNamespace(
+        workdir=tmp_path,
+        link=Alone(),
+        batch={"example_id": ids, "x": np.arange(4.0)},
+        rows=np.arange(4),
+        config=configs.load("siglip_tiny:short"),
+        plan=types.SimpleNamespace(stacks={}),
+        verdicts=types.SimpleNamespace(not_finite=1),
+        warn=lambda line: None,
+    )
+
+
+def state(value: float) -> TrainState:
+    return TrainState(jnp.int32(7), {"x": jnp.full(3, value)}, {}, {}, {}, {})
+
+
+def test_a_run_that_stops_there_again_replaces_the_dump(run):
+    """An earlier try of a job of two processes has left rows that are not of this batch."""
+    folder = run.workdir / "dumps" / "7"
+    with pytest.raises(UserError, match="step 7: loss nan"):
+        dump.give_up(run, state(1), 7, METRICS)
+    np.savez(folder / "batch-1.npz", rows=np.arange(2, 4), **{k: v[2:] + 1 for k, v in run.batch.items()})
+    with pytest.raises(UserError, match="gradient norm inf: not finite, as 1 in a row; examples 8 to 11"):
+        dump.give_up(run, state(2), 7, METRICS)
+    np.testing.assert_array_equal(load_params(folder)[0]["x"], np.full(3, 2.0))
+    np.testing.assert_array_equal(dump.read_batch(folder)["x"], np.arange(4.0))
+    assert not (folder / "batch-1.npz").exists()
+    assert json.loads((folder / "dump.json").read_text())["example_ids"] == [8, 9, 10, 11]
