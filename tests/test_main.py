@@ -135,6 +135,14 @@ def test_print_config_shows_overrides(capsys):
     assert "\nseed = 7\n" in out and "task.model.image.depth = 1\n" in out and "set on 1 component\n" in out
 
 
+def test_a_bind_is_told_without_its_secret(capsys):
+    bind = "--bind=Experiment.init_from=https://me:p@ss@host/a?sig=0123"
+    assert main(["--config=siglip_tiny", bind, "--print_config"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("--bind Experiment.init_from=https://***@host/a?sig=***: set on 1 component\n")
+    assert "0123" not in out
+
+
 def test_help_lists_every_recipe(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
+from vlm_jax.redact import hidden
 
 USAGE = (
     "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] "
@@ -129,7 +130,7 @@ def resolved_config(
     config = configs.load(flags.config if variant is None else f"{flags.config}:{variant}")
     for text in flags.bind:
         count = apply_bind(config, text)
-        say(f"--bind {text}: set on {count} component{'s' if count != 1 else ''}")
+        say(f"--bind {hidden(text)}: set on {count} component{'s' if count != 1 else ''}")
     override_all(config, overrides)
     configs.check(config)
     if getattr(flags, "stage", None) is not None:  # other programs take configs, and no stage of them
