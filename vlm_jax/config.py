@@ -370,7 +370,12 @@ def lines(config: Mapping, prefix: str = "") -> list[str]:
 
 def diff(old: Mapping, new: Mapping) -> list[str]:
     """What differs between two filled configs, one line a key: `seed: 0 -> 1`."""
-    a, b = (dict(line.split(" = ", 1) for line in lines(plain(c))) for c in (old, new))
+    return changes(plain(old), plain(new))
+
+
+def changes(old: Mapping, new: Mapping) -> list[str]:
+    """The same of two mappings as they are: no component that they name is looked for."""
+    a, b = (dict(line.split(" = ", 1) for line in lines(c)) for c in (old, new))
     return [
         f"{k}: {a.get(k, '(absent)')} -> {b.get(k, '(absent)')}"
         for k in dict.fromkeys([*a, *b])

@@ -92,6 +92,18 @@ def test_diff_of_other_arrays(workdir, tmp_path, capsys):
     assert "  params/blocks/*/kernel (3 arrays): float32[40,50] -> missing" in lines
 
 
+def test_no_secret_of_a_url_is_shown(tmp_path, capsys):
+    for step in (1, 2):
+        url = f"https://host/{step}.tar?sig=0123abcd{step}"
+        meta = {"config": {"_target": "not.there.At_all", "path": url, "rates": [0.1]}, "data": {url: {"row": step}}}
+        with Store(tmp_path / str(step)) as store:
+            store.save(step, {"params": {"same": jnp.ones(3)}}, meta)
+    code, lines = called(capsys, "diff", tmp_path / "1", tmp_path / "2")
+    assert code == 0 and "config: path: 'https://host/1.tar?sig=***' -> 'https://host/2.tar?sig=***'" in lines
+    _, listed = called(capsys, "list", tmp_path / "1" / "checkpoints" / "1")
+    assert "data.https://host/1.tar?sig=*** = 1" in listed and "0123abcd" not in " ".join(lines + listed)
+
+
 def test_prune_keeps_milestones_and_what_is_good(workdir, capsys):
     code, lines = called(capsys, "prune", workdir, "--keep=1", "--dry_run")
     assert code == 0 and left(workdir) == {"1", "2", "3", "4"} and "2: would be deleted" in lines

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax import config as configs
 from vlm_jax import tree
 from vlm_jax.checkpoint import folder as disk
 from vlm_jax.checkpoint.arrays import read_item
@@ -31,9 +32,7 @@ def difference(a: Path, b: Path, values: bool = False) -> tuple[list[str], bool]
     metas = [disk.read_good_meta(folder) for folder in (a, b)]
     lines = [f"a: {a}", f"b: {b}"]
     for part in PARTS:
-        old, new = (_leaves(meta.get(part)) for meta in metas)
-        changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-        lines += [f"{part}: {key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}" for key in changed]
+        lines += [f"{part}: {line}" for line in configs.changes(*(meta.get(part) or {} for meta in metas))]
     here, there = (meta["arrays"] for meta in metas)
     names = differing(*(meta["fingerprints"] for meta in metas))
     told = {name: f"{here.get(name, 'missing')} -> {there.get(name, 'missing')}" for name in names}
@@ -64,13 +63,3 @@ def _read(folder: Path, item: str) -> dict[str, Any]:
         return tree.flatten(read_item(folder / item, dict.fromkeys(marks), marks))
     except Damaged as damage:
         raise UserError(f"{folder} is damaged: {damage}.") from damage
-
-
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts as one, by dotted names."""
-    if not isinstance(value, dict):
-        return {name: value} if name else {}
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        out |= _leaves(inner, f"{name}.{key}" if name else key)
-    return out

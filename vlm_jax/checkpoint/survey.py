@@ -10,6 +10,7 @@ from typing import Any
 from vlm_jax.checkpoint import folder as disk
 from vlm_jax.checkpoint.arrays import read_item
 from vlm_jax.checkpoint.folder import Damaged
+from vlm_jax.redact import hidden
 
 HEAD = ("step", "saved", "size", "arrays", "vlm_jax", "commit", "jax", "devices", "")
 UNKNOWN = "-"
@@ -29,7 +30,7 @@ def details(step_folder: Path) -> list[str]:
     """Everything that one step says of itself but its arrays, `key = value`. Raises UserError where it is damaged."""
     meta = disk.read_good_meta(step_folder)
     shown = {k: v for k, v in meta.items() if k not in ("arrays", "fingerprints", "config", "preprocessing")}
-    return [f"{name} = {value!r}" for name, value in _flat(shown)]
+    return [hidden(f"{name} = {value!r}") for name, value in _flat(shown)]
 
 
 def verify(step_folder: Path) -> dict[str, Any]:
