@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+HIDDEN = "***"
 # Up to the last "@" before the path: a password may hold one.
 _PASSWORD = re.compile(r"(?<=://)[^/\s'\":]*:[^/\s'\"]*@|(?<=https://)[^/\s'\"]+@|(?<=http://)[^/\s'\"]+@")
 _QUERY = re.compile(r"([?&][\w.~%\[\]-]+=)[^&#\s'\"]+")
@@ -16,7 +17,7 @@ def hidden(text: str) -> str:
     >>> hidden("no https://me:pw@host/a.tar?X-Goog-Signature=12ab&part=1 there")
     'no https://***@host/a.tar?X-Goog-Signature=***&part=*** there'
     """
-    return _QUERY.sub(r"\1***", _PASSWORD.sub("***@", text))
+    return _QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(f"{HIDDEN}@", text))
 
 
 def hidden_in(value: Any) -> Any:

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from vlm_jax import config as configs
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate import results
 from vlm_jax.evaluate.base import Result
+from vlm_jax.evaluate.failures import galleries
 
 ROWS = {"images": {"index": np.arange(3), "top1": np.array([True, False, True]), "truth": np.array(["a", "bb", "c"])}}
 
@@ -23,6 +25,16 @@ def test_written_and_read_back(tmp_path):
     assert results.read(tmp_path / "evaluations/9/results.json")["zero"].metrics == {"top1": 0.5}
     rows = results.read(tmp_path / "evaluations/10")["zero"].rows()["images"]
     assert rows["truth"].tolist() == ["a", "bb", "c"] and rows["top1"].mean() == pytest.approx(2 / 3)
+
+
+def test_secrets_of_urls_are_not_kept(tmp_path):
+    node = {"source": configs.bind("data.sources.webdataset.WebDataset", path="https://me:pw@host/a.tar?sig=0123")}
+    results.write(tmp_path, "zero", Result({"top1": 0.5}, rows=ROWS), evaluator=node, weights="here", step=1)
+    found = results.read(tmp_path)
+    assert found["zero"].evaluator["source"]["path"] == "https://***@host/a.tar?sig=***"
+    assert "0123" not in (tmp_path / "results.json").read_text()
+    _, notes = galleries(["a"], [found])
+    assert "which results do not keep" in notes[0]
 
 
 def test_a_second_result_replaces_the_first(tmp_path):

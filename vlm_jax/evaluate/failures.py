@@ -15,6 +15,7 @@ from vlm_jax.data.image import ImageTransform, open_image
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate.compare import Tables, same_examples, told
 from vlm_jax.evaluate.results import Evaluation
+from vlm_jax.redact import HIDDEN
 from vlm_jax.report.artifacts import Gallery
 
 SHOWN, SIDE = 12, 160  # pictures of a row; pixels
@@ -50,7 +51,10 @@ def _source(evaluator: Mapping[str, Any], table: str) -> Any:
     if node is None:
         raise UserError("its config was not stored.")
     _only_ours(node)
-    return configs.build(configs.from_json(json.dumps(node), "results"), image=ImageTransform(size=SIDE))
+    text = json.dumps(node)
+    if HIDDEN in text:
+        raise UserError("its URL has a password or a signature, which results do not keep.")
+    return configs.build(configs.from_json(text, "results"), image=ImageTransform(size=SIDE))
 
 
 def _only_ours(node: Any) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from vlm_jax import config as configs
 from vlm_jax.errors import UserError
 from vlm_jax.evaluate.base import Result
+from vlm_jax.redact import hidden_in
 from vlm_jax.report.writers import replace_file
 
 FILE, FORMAT = "results.json", 1
@@ -30,7 +31,7 @@ class Evaluation:
     """One evaluator's result as it was stored.
 
     Attributes:
-      evaluator: its node of the config, every value written out; {} where it was not known.
+      evaluator: its node of the config, every value written out, secrets of URLs aside; {} where it was not known.
       weights: the workdir or the file of the model.
       step: of the checkpoint; None where there is none.
       file: the `.npz` of its rows.
@@ -82,7 +83,7 @@ def write(
         "weights": weights,
         "step": step,
         "protocol": {"card": card, "differs": list(differs)},
-        "evaluator": configs.plain(evaluator) if evaluator else {},
+        "evaluator": hidden_in(configs.plain(evaluator)) if evaluator else {},
     }
     tables = {quote(table, safe=""): columns for table, columns in result.rows.items()}  # columns may have a "/"
     columns = {f"{table}/{key}": column for table, columns in tables.items() for key, column in columns.items()}
