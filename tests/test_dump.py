@@ -1,6 +1,8 @@
 """What a dump holds, and that nothing about it hides why the run ends. Whole runs: tests/faults/test_guards.py."""
 
+import errno
 import json
+import os
 import types
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from vlm_jax import config as configs
 from vlm_jax import dump
+from vlm_jax.checkpoint import folder as checkpoints
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError
 from vlm_jax.processes import Alone
@@ -49,3 +52,21 @@ def test_a_run_that_stops_there_again_replaces_the_dump(run):
     np.testing.assert_array_equal(dump.read_batch(folder)["x"], np.arange(4.0))
     assert not (folder / "batch-1.npz").exists()
     assert json.loads((folder / "dump.json").read_text())["example_ids"] == [8, 9, 10, 11]
+
+
+def test_where_there_is_no_room_the_run_ends_as_it_would(run, monkeypatch):
+    """By an error of the step that launchers do not try again, wherever in the dump the disk is full."""
+    folder = run.workdir / "dumps" / "7"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ends = r"step 7: loss nan, .* examples 8 to 11 \(4\); .*dumps/7 could not be written \({}\)\.$"
+    for place, name in ((np, "savez"), (dump, "replace_file")):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=ends.format("No space left on device")):
+            patch.setattr(place, name, full)
+            dump.give_up(run, state(1), 7, METRICS)
+    with pytest.raises(UserError, match=ends.format("the state before the step is not saved")) as raised:
+        monkeypatch.setattr(checkpoints, "no_room", lambda *_: "No space left on device")
+        dump.give_up(run, state(1), 7, METRICS)
+    assert raised.value.code == 2 and not (folder / "dump.json").exists()

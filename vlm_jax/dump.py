@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +18,7 @@ import numpy as np
 from vlm_jax import config as configs
 from vlm_jax import startup
 from vlm_jax.checkpoint import Store
+from vlm_jax.checkpoint.arrays import gist
 from vlm_jax.errors import UserError
 from vlm_jax.health import guards
 from vlm_jax.report import replace_file
@@ -41,18 +42,24 @@ def give_up(run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Ar
       why: by default, that it was not finite.
     """
     folder = run.workdir / "dumps" / str(step)
-    ids = write(folder, run, state, step, metrics)
+    ids = sorted({one for of_process in run.link.gather(example_ids(run.batch)) for one in of_process})
     why = why or f"not finite, as {run.verdicts.not_finite} in a row"
+    try:
+        write(folder, run, state, step, metrics, ids)
+        dumped = f"`python -m vlm_jax.replay {folder}` does it again"
+    except Exception as error:  # whatever it is, it must not hide why the run ends; it ends the other processes too
+        dumped = f"{folder} could not be written ({getattr(error, 'strerror', None) or gist(error)})"
     raise UserError(
         f"step {step}: loss {float(metrics['loss']):g}, gradient norm {float(metrics['grad_norm']):g}: {why}; "
-        f"examples {ids[0]} to {ids[-1]} ({len(ids)}); `python -m vlm_jax.replay {folder}` does it again."
+        f"examples {ids[0]} to {ids[-1]} ({len(ids)}); {dumped}."
     )
 
 
-def write(folder: Path, run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Array]) -> list[int]:
-    """Writes the dump, in place of one that an earlier try left; returns the ids of all examples of the batch."""
+def write(
+    folder: Path, run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Array], ids: Sequence[int]
+) -> None:
+    """Writes the dump, in place of one that an earlier try left. Raises OSError, and what Orbax does."""
     link = run.link
-    ids = sorted({one for of_process in link.gather(example_ids(run.batch)) for one in of_process})
     if link.index == 0:
         if folder.exists():
             shutil.rmtree(folder)
@@ -63,11 +70,12 @@ def write(folder: Path, run: Run, state: TrainState, step: int, metrics: Mapping
     meta = {"config": configs.plain(run.config), "data": {}, "guard": guards.to_json(state.guard)}
     with Store(folder, keep=1, stacks=run.plan.stacks, warn=run.warn) as store:
         store.save(step - 1, startup.to_items(state), meta)
+        if not store.wait():
+            raise OSError("the state before the step is not saved")
     if link.index == 0:  # last: a dump that has it is whole
         said = {name: repr(float(value)) for name, value in jax.device_get(dict(metrics)).items()}
         content = {"step": step, "processes": link.count, "metrics": said, "example_ids": ids}
         replace_file(folder / "dump.json", json.dumps(content, indent=1).encode() + b"\n")
-    return ids
 
 
 def read_batch(folder: Path) -> dict[str, np.ndarray]:
