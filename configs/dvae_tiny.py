@@ -7,6 +7,7 @@ A temperature from 1 to 1/16 is DALL-E's (Ramesh et al. 2021, arXiv:2102.12092, 
 and the weight of the KL divergence are ramps in percent of the run, so that they hold for one of any length. That
 weight falls, where the paper's rises, so that no code is lost before it is told from others; it, the squared error in
 place of the logit-Laplace density, the networks and the schedule are chosen. `dalle_dvae` has the paper's.
+What it reaches is in docs/tokenizers.md.
 """
 
 from vlm_jax.configs._autoencoders import TINY, tiny

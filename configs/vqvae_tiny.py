@@ -7,8 +7,8 @@
 appendix A.1). Its commitment weight of 0.25 goes with a squared error over the variance of the data; that of CIFAR-10's
 pixels in [0, 1] is 0.06, and 0.015 the same weight beside the error itself. The start by k-means, the revival of codes
 used less than once a batch (8 is the mean), the networks and the schedule are chosen. Without start and revival:
-`--config.task.model.bottleneck.kmeans=0 --config.task.model.bottleneck.revive=0.0`. Its figures have still to be
-measured.
+`--config.task.model.bottleneck.kmeans=0 --config.task.model.bottleneck.revive=0.0`. What it reaches is in
+docs/tokenizers.md.
 """
 
 from vlm_jax.configs._autoencoders import TINY, tiny
