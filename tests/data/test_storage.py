@@ -272,6 +272,22 @@ def test_parquet_of_a_web_server(web, storage, tmp_path):
     assert source[1] == {"image": b"b", "text": "two", "key": "x.parquet:1"}
     again = Parquet(str(tmp_path / "x.parquet"), text_column="caption")
     assert source.fingerprint == again.fingerprint
+    for signature in ("x=ab/c.d", "x=ef&y=2"):  # renewed, it makes no other data and no other order
+        signed = Parquet(f"{web}/d/x.parquet?{signature}", text_column="caption", storage=storage)
+        assert (signed.name, signed.fingerprint) == (again.name, again.fingerprint) and len(signed) == 2
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("https://host/d/a.tar?sig=a/b", "a.tar"),
+        ("http://host/d/?sig=a", "d"),
+        ("gs://bucket/a?.tar", "a?.tar"),
+        ("d/a?.tar", "a?.tar"),
+    ],
+)
+def test_a_name_has_no_signature(path, name):
+    assert File(path, 1).name == name
 
 
 def test_a_url_without_a_length():

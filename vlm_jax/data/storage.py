@@ -34,6 +34,11 @@ def is_remote(path: str) -> bool:
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path)) and not path.startswith("file://")
 
 
+def without_query(path: str) -> str:
+    """A path, or a URL without what changes when it is signed anew: only in web addresses does "?" begin a query."""
+    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+
+
 @dataclasses.dataclass(frozen=True)
 class File:
     """A file at the moment it was found.
@@ -50,7 +55,7 @@ class File:
 
     @property
     def name(self) -> str:
-        return self.path.rstrip("/").rpartition("/")[2]
+        return without_query(self.path).rstrip("/").rpartition("/")[2]
 
     @property
     def remote(self) -> bool:

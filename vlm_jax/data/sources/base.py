@@ -59,7 +59,6 @@ class ImageText(Window):
     limit: int | None = None
     storage: Storage = Storage()
 
-    KIND: ClassVar[str]
     ROWS: ClassVar[str] = "records"
     # Options that say how records are read, not which: they are no part of the fingerprint.
     HOW: ClassVar[tuple[str, ...]] = ("path", "storage")
@@ -119,10 +118,6 @@ class ImageText(Window):
                 f"{self.path} has neither captions nor class names: say which field holds captions, or give the names "
                 f"as `classes` or in {CLASSES_FILE}."
             )
-
-    @property
-    def name(self) -> str:
-        return f"{self.KIND}/{Path(self.path).name}"
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_jax.data.chat_template import IMAGE
@@ -59,6 +58,7 @@ class Messages(Window):
     index: str | None = None
     storage: Storage = Storage()
 
+    KIND: ClassVar[str] = "messages"
     ROWS: ClassVar[str] = "conversations"
     class_names: ClassVar[tuple[str, ...]] = ()
 
@@ -79,10 +79,6 @@ class Messages(Window):
                 f"{self.path} names its images ({name[:80]}) and does not hold them: say where they lie (`images`)."
             )
         _ = self._store
-
-    @property
-    def name(self) -> str:
-        return f"messages/{Path(self.path).name}"
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
@@ -58,6 +57,7 @@ class Interleaved(Window):
     index: str | None = None
     storage: Storage = Storage()
 
+    KIND: ClassVar[str] = "interleaved"
     ROWS: ClassVar[str] = "documents"
     class_names: ClassVar[tuple[str, ...]] = ()
 
@@ -82,10 +82,6 @@ class Interleaved(Window):
         if self.images is None and self._only_names():
             raise UserError(f"{self.path} names its images and does not hold them: say where they lie (`images`).")
         _ = self._store
-
-    @property
-    def name(self) -> str:
-        return f"interleaved/{Path(self.path).name}"
 
     @functools.cached_property
     def fingerprint(self) -> str:

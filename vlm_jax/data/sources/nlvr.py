@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.parquet_table import ParquetTable
-from vlm_jax.data.storage import Storage, content_hash
+from vlm_jax.data.storage import Storage, content_hash, without_query
 from vlm_jax.errors import UserError, closest
 
 SPLITS = ("all", "train", "test")
@@ -71,7 +71,7 @@ class NLVR:
 
     @property
     def name(self) -> str:
-        return f"nlvr/{Path(self.path).stem}"
+        return f"nlvr/{Path(without_query(self.path)).stem}"
 
     @functools.cached_property
     def fingerprint(self) -> str:

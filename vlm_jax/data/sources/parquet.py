@@ -8,8 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.base import Missing
@@ -56,6 +55,8 @@ class Parquet(Window):
     cache_mb: int = 2000
     storage: Storage = Storage()
 
+    KIND: ClassVar[str] = "parquet"
+
     def __post_init__(self):
         self.validate()
 
@@ -81,10 +82,6 @@ class Parquet(Window):
                 "give class_name_column, or the names as `classes`."
             )
         self.check_count()
-
-    @property
-    def name(self) -> str:
-        return f"parquet/{Path(self.path).name}"
 
     @functools.cached_property
     def fingerprint(self) -> str:

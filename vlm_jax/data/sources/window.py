@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from pathlib import Path
 from typing import Any, ClassVar
 
+from vlm_jax.data.storage import without_query
 from vlm_jax.errors import UserError
 
 
@@ -13,10 +15,15 @@ class Window(abc.ABC):
     """A base of dataclasses with `path`, `skip`, `limit` and, where row groups are kept, `cache_mb`."""
 
     ROWS: ClassVar[str] = "rows"  # what a message calls them
-    name: str
+    KIND: ClassVar[str]  # of the source, as its name says it
     path: str
     skip: int
     limit: int | None
+
+    @property
+    def name(self) -> str:
+        """Kind and last part of the path, the same wherever the data lies: the order of examples hangs on it."""
+        return f"{self.KIND}/{Path(without_query(self.path)).name}"
 
     @abc.abstractmethod
     def count(self) -> int:
