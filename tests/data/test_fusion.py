@@ -43,6 +43,14 @@ class Pairs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoded(Pairs):
+    """Documents with encoded pictures, as `Interleaved` gives them; each other one is a text alone."""
+
+    def __getitem__(self, index):
+        return {"parts": [f"no {index}", b"a picture"][: 1 + index % 2]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Written(Pairs):
     """It says what its codes are."""
 
@@ -219,6 +227,8 @@ def test_codes_that_the_decoder_does_not_have():
         rows_of(fusion=dataclasses.replace(FUSION, grid=3))
     with pytest.raises(UserError, match="has no 'image_codes'"):
         rows_of(source=Pairs(pictures=True))
+    with pytest.raises(UserError, match=r"'pairs' has pictures, and image codes are wanted: set Fusion.pictures=True"):
+        rows_of(source=Encoded())
 
     with pytest.raises(UserError, match="has 4 codes of 512 for an image, the decoder takes 4 of 16"):
         pipeline(source=Written(codes=Codes((2, 2), 512, 8, "vq")))

@@ -62,6 +62,10 @@ class FusionReader(Reader):
         if self.fusion.pictures:
             return self.decode(image)
         codes, wanted = np.asarray(image), self.fusion.vocabulary.codes
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise UserError(
+                f"source {self.source.name!r} has pictures, and image codes are wanted: set Fusion.pictures=True."
+            )
         if codes.size != self.fusion.image_tokens:
             raise UnreadableImage(f"{codes.size} image codes where {self.fusion.image_tokens} are wanted")
         if not 0 <= codes.min() <= codes.max() < wanted:
