@@ -20,6 +20,7 @@ from vlm_jax.data.storage import Storage, content_hash
 from vlm_jax.errors import UserError
 
 METADATA = b"vlm_jax.image_codes"  # of a file's schema
+SHOWN = 3  # classes that a message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,9 @@ class ImageCodes(Window):
         self.validate()
 
     def validate(self) -> None:
-        """Raises: UserError for options or files that cannot be, and for files of different models."""
+        """Raises: UserError for options or files that cannot be, and for files of different models or classes."""
         self.check_options()
-        _ = self.codes
+        _ = self.codes, self.class_names
         self.check_count()
 
     @functools.cached_property
@@ -103,18 +104,23 @@ class ImageCodes(Window):
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Names in label order, () where there are none."""
-        features = json.loads(self._table.schemas[0].metadata.get(b"huggingface", b"{}"))
-        return tuple(features.get("info", {}).get("features", {}).get("label", {}).get("names", ()))
+        """Names in label order, () where there are none. Raises UserError where files differ in them."""
+        files, found = self._table.files, [_class_names(schema) for schema in self._table.schemas]
+        for file, names in zip(files, found):
+            if names != found[0]:
+                raise UserError(
+                    f"{file.path} and {files[0].path} have different classes: {_some(names)}, {_some(found[0])}."
+                )
+        return found[0]
 
     def count(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> dict:
-        """`image_codes` int32 [codes.length], row by row; `text` list of str; `label` int where there are classes;
-        `key` of the record that the image was in.
+        """`image_codes` int32 [codes.length], row by row; `text` list of str, which may be empty; `label` int where
+        there are classes; `key` of the record that the image was in.
 
-        Raises: UnreadableRecord where codes or text are missing or out of range; OSError where the file cannot be read.
+        Raises: UnreadableRecord where codes are missing or out of range; OSError where the file cannot be read.
         """
         place = self.place(index)
         row = self._table.row(place, self._columns)
@@ -128,7 +134,7 @@ class ImageCodes(Window):
     def captions(self, limit: int | None = None) -> Iterator[str]:
         """Captions, at most `limit`, to train a tokenizer on."""
         rows = self._table.scan(["text"], self.skip, self.skip + len(self))
-        return itertools.islice((text for (texts,) in rows for text in texts), limit)
+        return itertools.islice((text for (texts,) in rows for text in texts or ()), limit)
 
     def _wrong(self, row: Mapping[str, Any]) -> str:
         codes, wanted = row["image_codes"] or [], self.codes
@@ -136,7 +142,7 @@ class ImageCodes(Window):
             return f"{len(codes)} codes where {wanted.length} are wanted"
         if not 0 <= min(codes) <= max(codes) < wanted.vocab_size:
             return f"codes {min(codes)} to {max(codes)}, where there are 0 to {wanted.vocab_size - 1}"
-        return "" if row["text"] else "it has no text"
+        return ""
 
     @functools.cached_property
     def _table(self) -> ParquetTable:
@@ -145,3 +151,15 @@ class ImageCodes(Window):
     @property
     def _columns(self) -> list[str]:
         return ["image_codes", "text", "key", *(["label"] if self.class_names else [])]
+
+
+def _class_names(schema) -> tuple[str, ...]:
+    """Of a file, () where its rows have no labels."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = features.get("info", {}).get("features", {}).get("label", {}).get("names", ())
+    return tuple(names) if "label" in schema.names else ()
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """As a message names them."""
+    return f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})" if names else "none"
