@@ -1,6 +1,8 @@
 """Every damage to the last step: one line that says so, and the step before it."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import pytest
 
 from tests.checkpoint.small_runs import META, STACKS, assert_identical, make_items, shapes
 from vlm_jax.checkpoint import Store, load_params
-from vlm_jax.errors import UserError
+from vlm_jax.checkpoint import folder as disk
+from vlm_jax.errors import Fault, UserError
 
 # Reads that Orbax abandons must not speak up later either.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -194,6 +197,40 @@ def test_no_good_step_is_never_a_start_from_scratch(workdir):
     with pytest.raises(UserError, match="all 3 checkpoints are damaged"):
         load_params(workdir, warn=[].append)
     assert all(step_folder(workdir, step).is_dir() for step in (1, 2, 3))
+
+
+@pytest.mark.parametrize("what", ["meta", "arrays"])
+def test_what_the_system_does_not_let_be_read_is_no_damage(workdir, monkeypatch, what):
+    """It is tried again; where it stays so nothing is passed over, and the next save renames nothing."""
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(disk, "PAUSES", (0.0, 0.0))
+    holder, name = (Path, "read_bytes") if what == "meta" else (ocp.PyTreeCheckpointHandler, "restore")
+    trouble = (
+        OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if what == "meta"
+        else ValueError('UNKNOWN: Error opening "params": [OS error 24: EMFILE Too many open files]')
+    )
+    reads, read = [], getattr(holder, name)
+
+    def hindered(times):
+        def at_first(*arguments, **named):
+            reads.append(1)
+            if len(reads) <= times:
+                raise trouble
+            return read(*arguments, **named)
+
+        return at_first
+
+    monkeypatch.setattr(holder, name, hindered(2))
+    with Store(workdir, stacks=STACKS, warn=pytest.fail) as store:
+        assert store.restore_latest(shapes(make_items()))[0] == 3 and len(reads) > 2
+        reads.clear()
+        monkeypatch.setattr(holder, name, hindered(999))
+        why = "Stale file handle" if what == "meta" else "Too many open files"
+        with pytest.raises(Fault, match=rf"/3.* cannot be read \({why}\)") as raised:
+            store.restore_latest(shapes(make_items()))
+    assert raised.value.code == 1 and len(reads) == 3
 
 
 def test_out_of_memory_is_no_damage(workdir, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm_jax import tree
 from vlm_jax.checkpoint.fingerprint import differing, fingerprint
-from vlm_jax.checkpoint.folder import Damaged
+from vlm_jax.checkpoint.folder import Damaged, hindrance, patiently
 from vlm_jax.checkpoint.quiet import all_reads_finished, silence_log
 
 
@@ -25,7 +25,8 @@ def read_item(folder: Path, targets: Mapping[str, Any], fingerprints: Mapping[st
       fingerprints: by name, as `meta` has them.
 
     Raises:
-      Damaged: something is missing, cannot be read, or has another fingerprint.
+      Damaged: something is missing, makes no sense, or has another fingerprint.
+      Fault: the system does not let it be read.
     """
     import orbax.checkpoint as ocp
     from etils import epath
@@ -44,9 +45,11 @@ def read_item(folder: Path, targets: Mapping[str, Any], fingerprints: Mapping[st
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the files
         except Exception as error:
+            if hindrance(error):
+                raise
             raise Damaged(f"{folder.name} cannot be read ({gist(error)})") from error
 
-    found = tree.flatten(agree(read))
+    found = tree.flatten(agree(lambda: patiently(folder, read)))
     if wrong := differing(fingerprints, fingerprint(found)):
         others = f" and {len(wrong) - 1} more are" if len(wrong) > 1 else " is"
         raise Damaged(f"{folder.name}/{wrong[0]}{others} not what was written")

@@ -8,20 +8,30 @@ WORKDIR/checkpoints/STEP.damaged/                  a step that could not be read
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import Fault, UserError
+
+T = TypeVar("T")
 
 FORMAT = 1
 PARTS = ("meta", "params", "state", "opt", "ema", "_CHECKPOINT_METADATA")  # of a step; some may be missing
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
+# Errors of the system that tell of files as they are; any other (a server that is away, too many open files) does not.
+OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+# Those that libraries put into errors of their own.
+HINDRANCES = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+PAUSES = (1.0, 4.0)  # seconds before what could not be read is tried again
 
 
 class Damaged(Exception):
@@ -105,15 +115,44 @@ def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "checksum": _checksum(plain)}
 
 
+def patiently(folder: Path, read: Callable[[], T]) -> T:
+    """`read()` of files of a step's folder, tried again where the system hinders it.
+
+    Raises:
+      Fault: it still does: the step is not to be passed over, as it may be whole.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            if not (why := hindrance(error)):
+                raise
+            if pause is None:
+                raise Fault(
+                    f"{folder} cannot be read ({why}), and may be whole: start again when it can; or rename its step, "
+                    "to go on from the one before."
+                ) from error
+            time.sleep(pause)
+    raise AssertionError
+
+
+def hindrance(error: Exception) -> str:
+    """What the system said where it could not read at all, also inside of another error; else nothing."""
+    if isinstance(error, OSError) and error.errno not in (None, *OF_CONTENT):
+        return error.strerror or str(error)
+    return next((text for text in map(os.strerror, HINDRANCES) if text in str(error)), "")
+
+
 def read_meta(step_folder: str | Path) -> dict[str, Any]:
     """The `meta` of a step.
 
     Raises:
       Damaged: it is missing, no JSON, not what was written, or of another step than the folder's name says.
-      UserError: it was written by a later version.
+      UserError: it was written by a later version; as a `Fault`: the system does not let it be read.
     """
+    path = Path(step_folder) / "meta" / "metadata"
     try:
-        meta = json.loads((Path(step_folder) / "meta" / "metadata").read_bytes())
+        meta = json.loads(patiently(Path(step_folder), path.read_bytes))
     except OSError as error:
         raise Damaged("it has no meta") from error
     except (ValueError, RecursionError) as error:

@@ -22,7 +22,7 @@ from vlm_jax.checkpoint.fingerprint import fingerprint
 from vlm_jax.checkpoint.folder import Damaged
 from vlm_jax.checkpoint.layers import grouped, to_layers, to_live
 from vlm_jax.checkpoint.quiet import silence_log
-from vlm_jax.errors import UserError
+from vlm_jax.errors import Fault, UserError
 
 Tree = Any
 
@@ -104,9 +104,11 @@ class Store:
             if meta.get("milestone"):
                 self._milestones.add(step)
             manager.save(step, args=ocp.args.Composite(**arguments), force=True)
-        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        except (MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # file systems, and what is between them and us, raise all kinds
+            if isinstance(error, UserError) and not isinstance(error, Fault):
+                raise
             if jax.process_count() > 1:
                 raise  # the others are waiting for this process, and cannot be called back
             self._drop()
@@ -157,7 +159,8 @@ class Store:
           abstract: for every item a tree of `ShapeDtypeStruct` with the shardings wanted; empty ones are left out.
 
         Raises:
-          UserError: names, shapes or dtypes are not those of the checkpoint; or there are steps, but no good one.
+          UserError: names, shapes or dtypes are not those of the checkpoint; or there are steps, but no good one. As a
+            `Fault`: the system does not let the last one be read, which is no reason to go back.
         """
         self.wait()
         self._damaged = []
