@@ -91,6 +91,33 @@ def test_a_thread_that_lets_no_other_run_is_ended_too():
     assert process.returncode == 1 and "Timeout" in said and "Thread" in said
 
 
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_a_process_ends_though_nobody_reads_what_it_says(reader):
+    """As with `2>&1 | tee` where tee has died, or does not read."""
+    theirs, ours = os.pipe()
+    text = HEAD + textwrap.dedent(
+        """
+        sys.stdin.readline()
+        with watched(Stalls(data=0.25), Alone().end) as phases, phases.during(DATA):
+            print("x" * 10**6, flush=sys.argv[1] == "asleep")
+            time.sleep(1000)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", text, reader],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=ours,
+        stderr=ours,
+        text=True,
+    )
+    os.close(ours)
+    if reader == "gone":
+        os.close(theirs)
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 1
+
+
 @pytest.mark.full
 def test_a_process_that_was_stopped_for_longer_has_not_stalled():
     process = script(

@@ -16,6 +16,7 @@ from typing import TextIO
 from vlm_jax.data.workers import STACKS
 from vlm_jax.errors import Fault, UserError
 from vlm_jax.health.phases import COMPILE, DATA, STEPS, Phases
+from vlm_jax.processes.leave import briefly, tell
 
 # Seconds between two looks; short limits are looked at more often.
 TICK = 1.0
@@ -112,20 +113,25 @@ class Watchdog:
                 return
 
     def _stalled(self, phase: str, seconds: float) -> None:
-        if self._log is not None:
-            print(f"stacks of all threads, after {seconds:.0f} s of {phase}:", file=self._log, flush=True)
-            faulthandler.dump_traceback(self._log, all_threads=True)
-        _workers_too()
         hint = HINTS.get(phase, "it hangs, or config.stalls.other is too short")
         line = f"nothing has moved for {seconds:.0f} s in {phase!r}, after step {self._phases.step}: {hint}"
-        self._end(f"{line}; the stacks of all threads stand above. Start the run again, and it goes on.", Fault.code)
+        line += "; the stacks of all threads stand above. Start the run again, and it goes on."
+        briefly(lambda: self._stacks(f"stacks of all threads, after {seconds:.0f} s of {phase}:"))
+        self._end(line, Fault.code)
+
+    def _stacks(self, head: str) -> None:
+        if self._log is not None:
+            tell(head)
+            faulthandler.dump_traceback(self._log, all_threads=True)
+        _workers_too()
 
 
 def _workers_too() -> None:
     """Has processes that prepare data print their stacks; they end when this one does."""
     children = [child for child in multiprocessing.active_children() if child.is_alive()]
     for child in children:
-        os.kill(child.pid, STACKS)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, STACKS)
     time.sleep(1.0 if children else 0.0)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
+
+from vlm_jax.processes.leave import leave
 
 T = TypeVar("T")
 
@@ -31,10 +31,7 @@ class Alone:
 
     def end(self, line: str, code: int) -> NoReturn:
         """Ends the process at once, from whichever thread."""
-        print(f"error: {line}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(line, code)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

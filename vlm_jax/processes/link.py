@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -16,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from vlm_jax.errors import UserError
 from vlm_jax.processes.hub import LAST, Hub, encode, gone
+from vlm_jax.processes.leave import leave
 
 T = TypeVar("T")
 # An error within so many seconds of another process's end is an echo of it, and not told.
@@ -136,11 +135,7 @@ class Link:
 
     def _end(self, line: str, code: int, tell: bool) -> NoReturn:
         """Ends the process at once: whatever it waits for will not come, and jax would wait for it at exit."""
-        if tell:
-            print(f"error: {line}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(line if tell else None, code)
 
 
 def _connect(coordinator: str, timeout: float) -> socket.socket:
