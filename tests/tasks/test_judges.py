@@ -166,3 +166,19 @@ def test_patches_of_the_discriminator_are_those_of_pix2pix():
         x = torch.nn.functional.leaky_relu(x, 0.2)
     expected = conv("conv_out", x, 1)[:, 0].numpy()
     np.testing.assert_allclose(t.apply(params, np.asarray(image.permute(0, 2, 3, 1))), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "smallest"), [(1, 6), (2, 12), (3, 24)])
+def test_images_have_a_patch_to_be_judged(layers, smallest):
+    judge = PatchDiscriminator(width=4, layers=layers, groups=2)
+    params = jax.eval_shape(judge.init, jax.random.key(0))
+    shape = lambda size: jax.eval_shape(judge.apply, params, jax.ShapeDtypeStruct((1, size, size, 3), "float32")).shape
+    assert shape(smallest) == (1, 1, 1) and 0 in shape(smallest - 1)
+    judge.check_size(smallest)
+    with pytest.raises(UserError, match=f"images of {smallest - 1} pixels .* layers={layers}, which needs {smallest}"):
+        judge.check_size(smallest - 1)
+
+
+def test_a_task_whose_images_are_too_small():
+    with pytest.raises(UserError, match="images of 16 pixels are too small for a discriminator of layers=3"):
+        task(adversary=Adversary(PatchDiscriminator(layers=3)))

@@ -36,6 +36,14 @@ class PatchDiscriminator(Network):
         if (widths % np.minimum(self.groups, widths)).any():
             raise UserError(f"width={self.width}: its multiples must be divisible by groups={self.groups}; set both.")
 
+    def check_size(self, size: int) -> None:
+        """Raises UserError where an image of `size` x `size` pixels has no patch that is judged."""
+        if size < (smallest := 3 * 2**self.layers):  # the last two convolutions take a row and a column each
+            raise UserError(
+                f"images of {size} pixels are too small for a discriminator of layers={self.layers}, which needs "
+                f"{smallest}: set fewer layers."
+            )
+
     @functools.cached_property
     def _network(self) -> Functional:
         return Functional(PatchGan, self.width, self.layers, self.groups, dtype=self.dtype)

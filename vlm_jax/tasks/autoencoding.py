@@ -54,6 +54,8 @@ class Autoencoding:
                 f"reconstruction={self.reconstruction!r} needs decoder.channels={wanted}, "
                 f"not {self.model.decoder.channels}."
             )
+        if self.adversary is not None:
+            self.adversary.discriminator.check_size(self.model.image_size)
 
     @property
     def stacks(self) -> dict[str, int]:
