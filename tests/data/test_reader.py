@@ -6,7 +6,7 @@ import pytest
 from vlm_jax.data import reader
 from vlm_jax.data.errors import UnreadableImage, UnreadableRecord
 from vlm_jax.data.reader import Reader
-from vlm_jax.errors import UserError
+from vlm_jax.errors import Fault
 
 
 class Source:
@@ -67,7 +67,7 @@ def test_an_io_error_is_tried_three_times(no_waiting):
 
 def test_an_io_error_that_stays_stops_the_run():
     source = Source(RECORD, failures=99)
-    with pytest.raises(UserError, match=r"'one': record 7 .* 3 tries .*disk on fire"):
+    with pytest.raises(Fault, match=r"'one': record 7 .* 3 tries .*disk on fire"):
         Reader(source, same)(7)
     assert source.reads == 3
 

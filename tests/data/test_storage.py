@@ -116,7 +116,7 @@ def test_a_read_that_fails_is_tried_again(monkeypatch, storage, remote, waits):
     asked = reads(monkeypatch, answer)
     assert storage.read(remote, 0, 9) == DATA[:9]
     assert len(asked) == 4
-    for wait, expected in zip(waits, (0.5, 1.0, 2.0), strict=True):
+    for wait, expected in zip(waits, (1.0, 4.0, 16.0), strict=True):
         assert 0.75 * expected <= wait <= 1.25 * expected
 
 
@@ -128,6 +128,7 @@ def test_a_read_that_goes_on_failing_stops_the_run(monkeypatch, storage, remote,
     with pytest.raises(UserError, match=r"data\.bin cannot be read after 5 tries \(503 Service Unavailable\)") as error:
         storage.read(remote, 0, 9)
     assert len(asked) == 5 and len(waits) == 4 and "\n" not in str(error.value)
+    assert error.value.code == 1 and sum(waits) > 60  # launchers start it again, and not at once
 
 
 def test_a_bucket_that_does_not_answer(monkeypatch, remote, tmp_path):

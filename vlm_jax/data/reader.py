@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vlm_jax.data.errors import UnreadableImage, UnreadableRecord
-from vlm_jax.errors import UserError
+from vlm_jax.errors import Fault
 
 # Waits before the second and the third try of a read that failed.
-RETRY_SECONDS = (0.2, 1.0)
+RETRY_SECONDS = (0.5, 4.0)
 # Characters of a caption; a longer one is a page, or a file that went astray.
 LONGEST_CAPTION = 2**16
 
@@ -58,7 +58,7 @@ class Reader:
         Raises:
           UnreadableRecord: it is damaged, or has no caption that can be trained on. Whoever asked takes another one,
             and counts.
-          UserError: the source cannot be read, after three tries. An I/O error says nothing about the record, and
+          Fault: the source cannot be read, after three tries. An I/O error says nothing about the record, and
             skipping it would change the data without a word.
         """
         example = None if self.cache is None else self.cache.get(index)
@@ -100,7 +100,7 @@ class Reader:
         try:
             return self._record(index)
         except OSError as error:
-            raise UserError(
+            raise Fault(
                 f"source {self.source.name!r}: record {index} cannot be read after {len(RETRY_SECONDS) + 1} tries "
                 f"({error}); mend the storage and start again, the run resumes where it was."
             ) from error

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlm_jax.data.cache import Cache
-from vlm_jax.errors import UserError
+from vlm_jax.errors import Fault, UserError
 from vlm_jax.redact import hidden
 
 T = TypeVar("T")
 
-FIRST_WAIT_S = 0.5  # before the second try; it doubles with each
-LONGEST_WAIT_S = 30.0
+FIRST_WAIT_S = 1.0  # before the second try; it grows fourfold with each, for a bucket that is away for a minute
+LONGEST_WAIT_S = 120.0
 PIECE = 32 * 2**20  # bytes of one request where whole files are fetched
 # What tells one content of an object from another, in the names that buckets and web servers give it.
 VERSIONS = ("generation", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -73,7 +73,7 @@ class Storage:
       cache_dir: folder of the cache, which processes may share; None for `~/.cache/vlm_jax`.
       cache_gb: the most that it holds, in gigabytes (1e9 bytes); what was not used for longest goes first. 0 keeps
         nothing.
-      tries: how often a read is tried, with waits of 0.5, 1, 2, ... seconds between; then the run stops.
+      tries: how often a read is tried, with waits of 1, 4, 16, ... seconds between; then the run stops.
       timeout_s: seconds after which a request of a URL counts as failed.
     """
 
@@ -104,7 +104,7 @@ class Storage:
         Args:
           keep: whether the cache of remote files is asked, and given what was read.
 
-        Raises: UserError, one line, where that fails `tries` times. It says nothing about the record that lies there.
+        Raises: Fault, one line, where that fails `tries` times. It says nothing about the record that lies there.
         """
         stop = file.size if stop is None else stop
         if stop <= start:
@@ -124,7 +124,7 @@ class Storage:
     def fetch(self, path: str) -> bytes:
         """All bytes of a file that was not looked for before.
 
-        Raises: FileNotFoundError; UserError where it cannot be read.
+        Raises: FileNotFoundError; Fault where it cannot be read.
         """
         if not is_remote(path):
             return self.attempt(path, lambda: Path(path).read_bytes())
@@ -157,12 +157,12 @@ class Storage:
         """`call()`, again after any error that may pass.
 
         Raises:
-          UserError: it failed `tries` times.
+          Fault: it failed `tries` times; a launcher may start the run again.
           FileNotFoundError: as `call` raised it: what is not there is not there at the next try either.
         """
         for number in range(self.tries):
             if number:
-                wait = min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S)
+                wait = min(FIRST_WAIT_S * 4 ** (number - 1), LONGEST_WAIT_S)
                 time.sleep(wait * random.uniform(0.75, 1.25))  # many processes must not come back all at once
             try:
                 return call() if timeout_s is None else within(timeout_s, call)
@@ -171,7 +171,7 @@ class Storage:
             except Exception as error:  # clients of buckets raise all kinds
                 failure = error
                 logging.warning("%s: try %d of %d failed: %s", hidden(what), number + 1, self.tries, _one_line(error))
-        raise UserError(
+        raise Fault(
             f"{what} cannot be read after {self.tries} tries ({_one_line(failure)}); mend the storage and start again, "
             "the run resumes where it was."
         ) from failure
