@@ -154,9 +154,9 @@ class Run:
             f"{devices} x {kind}; {self.start.message}"
         )
 
-    def agreed(self, stop: Stop, step: int) -> bool:
-        """Whether all processes stop before this step: one that stops alone leaves the others waiting."""
-        stop.agreed = self.link.stops(stop.signal, step)
+    def agreed(self, stop: Stop) -> bool:
+        """Whether all processes stop before the next step: one that stops alone leaves the others waiting."""
+        stop.agreed = self.link.stops(stop.signal)
         if stop.agreed is None:
             return False
         self.verdicts.settle(all_of_them=True)
@@ -255,17 +255,18 @@ class Run:
 
     def save(self, state: TrainState, step: int) -> None:
         """A checkpoint, written while training goes on."""
-        meta = {
-            "config": configs.plain(self.config),
-            "stage": 0,
-            "milestone": self.passes_milestone(step),
-            "environment": environment.describe(),
-            "data": self.batches.state(self.link.gather),
-            "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},
-        }
-        if state.guard:
-            meta["guard"] = guards.to_json(state.guard)
         with self.phases.during(CHECKPOINTS):
+            self.store.wait()  # only then it is known whether the last one, maybe a milestone, is on disk
+            meta = {
+                "config": configs.plain(self.config),
+                "stage": 0,
+                "milestone": self.passes_milestone(step),
+                "environment": environment.describe(),
+                "data": self.batches.state(self.link.gather),
+                "preprocessing": {key: configs.plain(self.config)[key] for key in ("image", "text", "tokenizer")},
+            }
+            if state.guard:
+                meta["guard"] = guards.to_json(state.guard)
             self.store.save(step, startup.to_items(state), meta)
 
     def profile(self, step: int) -> None:

@@ -46,7 +46,7 @@ def _loop(run: Run, stop: Stop) -> int:
     owed = False
     window: list[dict[str, jax.Array]] = []
     run.progress.update(step)
-    while step < total and not run.agreed(stop, step):
+    while step < total and not run.agreed(stop):
         # The order matters: the batch is asked for after the last save, so that a checkpoint's data state and its
         # parameters have seen the same examples.
         run.begin(step)

@@ -105,10 +105,10 @@ def test_all_stop_at_the_same_step(threads, lag):
 
     def loop(index):
         for step in range(1000):
-            signal = some.links[index].stops(15 if index == 1 and step >= 5 else None, step)
+            signal = some.links[index].stops(15 if index == 1 and step >= 5 else None)
             if signal is not None:
                 barrier.abort()
-                return step, signal
+                return step, signal, some.links[index].stops(None)
             try:
                 barrier.wait()
             except threading.BrokenBarrierError:
@@ -117,7 +117,7 @@ def test_all_stop_at_the_same_step(threads, lag):
         return None
 
     stopped = some.all(loop)
-    assert len(set(stopped)) == 1 and stopped[0][1] == 15 and stopped[0][0] > 5
+    assert len(set(stopped)) == 1 and stopped[0][1:] == (15, 15) and stopped[0][0] > 5
 
 
 def test_an_error_of_one_ends_all_with_its_line_told_once(threads):
@@ -237,7 +237,7 @@ def test_a_stranger_is_turned_away(threads):
 def test_alone(capsys):
     alone = Alone()
     assert alone.gather(3) == [3] and alone.in_turn(lambda: 4) == 4
-    assert alone.stops(None, 1) is None and alone.stops(2, 1) == 2
+    assert alone.stops(None) is None and alone.stops(2) == 2
     with pytest.raises(ValueError), alone.together():
         raise ValueError
     alone.say("hello")

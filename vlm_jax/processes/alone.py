@@ -26,7 +26,7 @@ class Alone:
     def in_turn(self, make: Callable[[], T]) -> T:
         return make()
 
-    def stops(self, signal: int | None, step: int) -> int | None:
+    def stops(self, signal: int | None) -> int | None:
         return signal
 
     def end(self, line: str, code: int) -> NoReturn:

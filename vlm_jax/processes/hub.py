@@ -4,8 +4,8 @@ A message is a line of JSON. A process introduces itself by `{"process", "count"
 `{"go"}`. Then it may send
 
     {"gather": VALUE}                a value for all; when every process has sent one, each gets the list
-    {"stop": SIGNAL}                 somebody asked to stop; the hub asks {"where"}, gets {"at": STEP} from everyone,
-                                     and tells {"stop_at": STEP, "signal": SIGNAL}
+    {"stop": SIGNAL}                 somebody asked to stop; the hub asks {"where"}, gets {"at": CALLS} from everyone,
+                                     who has asked as often whether to stop, and tells {"stop_at": CALLS, "signal"}
     {"failed": LINE, "code": CODE}   an error; all get {"end": LINE, "code": CODE}
     {"bye"}                          done: its line may end now
 
@@ -134,7 +134,7 @@ class Hub:
         elif "at" in message:
             self._at[process] = message["at"]
             if len(self._at) == self._count:
-                # Whoever is furthest has begun the step after the one it said.
+                # Whoever is furthest has begun a step after the last time it asked.
                 self._tell_all({"stop_at": max(self._at.values()) + 1, "signal": self._stop})
         elif "failed" in message:
             line = message["failed"]

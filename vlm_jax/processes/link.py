@@ -39,7 +39,7 @@ class Link:
     ):
         self.index, self.count, self._hub = index, count, hub
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-        self._step, self._between_steps = -1, threading.Lock()
+        self._calls, self._between_steps = 0, threading.Lock()
         self._asked = self._done = False
         self._stop: tuple[int, int] | None = None
         self._socket = _connect(coordinator, timeout)
@@ -72,19 +72,21 @@ class Link:
         self.gather(None)
         return made[0] if made else make()
 
-    def stops(self, signal: int | None, step: int) -> int | None:
+    def stops(self, signal: int | None) -> int | None:
         """Asked before every step: the signal to stop for, the same on all processes at the same step, or None.
+
+        Once it is a signal it stays one. What is agreed on is a number of calls: that of a step falls where training
+        goes back to a checkpoint.
 
         Args:
           signal: that this process has got, if any. The others learn of it within a step or two.
-          step: steps done.
         """
         if signal is not None and not self._asked:
             self._asked = True
             self._send({"stop": signal})
         with self._between_steps:
-            self._step = step
-        return self._stop[1] if self._stop and step >= self._stop[0] else None
+            self._calls += 1
+        return self._stop[1] if self._stop and self._calls >= self._stop[0] else None
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -126,7 +128,7 @@ class Link:
             self._gathered.put(message["gathered"])
         elif "where" in message:
             self._between_steps.acquire()  # no step begins until all know where to stop
-            self._send({"at": self._step})
+            self._send({"at": self._calls})
         elif "stop_at" in message:
             self._stop = message["stop_at"], message["signal"]
             self._between_steps.release()
