@@ -71,6 +71,16 @@ def test_a_disk_that_fills_while_a_save_is_written(tmp_path, one_saved, lines):
     check_steps(tmp_path, 1, 2)
 
 
+def test_a_save_that_only_another_process_could_not_write_has_failed(one_saved, lines, monkeypatch):
+    one_saved.save(2, items(2), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(one_saved, "_any", lambda flag: True)
+        assert not one_saved.wait()
+    (line,) = lines
+    assert line.endswith("(another process could not write it); training goes on, the last checkpoint is 1")
+    assert one_saved.last == 1 and one_saved.overdue()
+
+
 def test_what_no_room_finds(tmp_path):
     assert folder.no_room(tmp_path / "new", 1000) is None and list((tmp_path / "new").iterdir()) == []
     assert "GB free" in folder.no_room(tmp_path, 2**62)

@@ -144,12 +144,17 @@ class Store:
             why = self._finish()
             if self._any(bool(why)):
                 self._tell_failed(why or "another process could not write it")
+            else:
+                self._succeeded()
         return self._retry_at == NEVER
 
     def close(self) -> None:
         """Waits, and ends the threads behind; a later save starts them again."""
-        if self._manager is not None and (why := self._finish()):
-            self._tell_failed(why)  # without asking the others, who may be gone
+        if self._manager is not None:  # without asking the others, who may be gone
+            if why := self._finish():
+                self._tell_failed(why)
+            else:
+                self._succeeded()
         self._drop()
 
     def restore_latest(self, abstract: Mapping[str, Tree]) -> tuple[int, dict[str, Tree], dict[str, Any]] | None:
@@ -234,10 +239,13 @@ class Store:
             self._manager.wait_until_finished()
         except Exception as error:
             return _why(error)
+        return ""
+
+    def _succeeded(self) -> None:
+        """What was saved last is on disk, as far as every process knows."""
         if self._good != self._last:
             self._good = self._last
             self._retry, self._retry_at = FIRST_RETRY, NEVER
-        return ""
 
     def _drop(self) -> None:
         """Ends Orbax's manager."""
