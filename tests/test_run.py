@@ -3,8 +3,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers import small_experiment
+from vlm_jax import config as configs
 from vlm_jax.errors import UserError
+from vlm_jax.health.phases import Phases
+from vlm_jax.processes import Alone
 from vlm_jax.run import Run
+from vlm_jax.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +23,27 @@ def experiment(tmp_path_factory):
 def test_a_milestone_that_could_not_be_saved_is_the_next_checkpoint(experiment, last, step, passed):
     run = SimpleNamespace(experiment=experiment, store=SimpleNamespace(last=last))
     assert Run.passes_milestone(run, step) is passed
+
+
+def test_a_milestone_that_fails_behind_is_the_next_checkpoint(experiment):
+    """Step 4 is being written when the save of step 5 begins, and turns out to have failed."""
+    saved = {}
+
+    class Failing:
+        last = 4
+
+        def wait(self):
+            self.last = 3
+
+        def save(self, step, items, meta):
+            saved[step] = meta["milestone"]
+
+    run = SimpleNamespace(experiment=experiment, store=Failing(), phases=Phases(), link=Alone())
+    run.config = configs.fill(configs.load("siglip_tiny:short"))
+    run.batches = SimpleNamespace(state=lambda gather: {})
+    run.passes_milestone = lambda step: Run.passes_milestone(run, step)
+    Run.save(run, TrainState(5, {}, {}, {}, {}, {}), 5)
+    assert saved == {5: True}
 
 
 def test_there_are_none_unless_asked_for(tmp_path):
