@@ -159,6 +159,39 @@ def test_a_process_that_is_gone_ends_the_others(threads):
     assert not some.ends[1][2]
 
 
+@pytest.mark.parametrize("said", [b'{"gather": [1, ', b'"' + b"x" * 2**17 + b'"\n'], ids=["half", "too_long"])
+def test_a_process_that_is_killed_in_the_middle_of_a_line_ends_the_others(threads, monkeypatch, said):
+    monkeypatch.setattr(hubs, "LONGEST", 2**16)
+    some = threads(3)
+    some.links = some.all(some.join)
+    some.links[2]._done = True
+    some.links[2]._socket.sendall(said)
+    some.links[2]._socket.shutdown(socket.SHUT_WR)
+    wait_until(lambda: {0, 1} <= set(some.ends))
+    assert some.ends[0][0].startswith("process 2 is gone") and some.ends[0][1] == 1
+
+
+def test_a_first_process_that_is_killed_in_the_middle_of_a_line_ends_the_others(threads):
+    some = threads(2)
+    some.links = some.all(some.join)
+    writer = some.links[0]._hub._writers[1]
+    writer.write(b'{"gathered": [1, ')
+    writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+    wait_until(lambda: 1 in some.ends)
+    assert some.ends[1][0].startswith("process 0 is gone") and some.ends[1][1] == 1
+
+
+def test_an_error_is_told_without_its_secrets(threads, capsys):
+    some = threads(1)
+    (link,) = some.all(some.join)
+    with pytest.raises(Ended), link.together():
+        raise OSError("no https://me:{}@host/a.tar?sig={}".format("pass", "hush"))
+    wait_until(lambda: some.ends)
+    told = "OSError: no https://***@host/a.tar?sig=***"
+    trace = capsys.readouterr().err
+    assert some.ends[0][0] == told and told in trace and "me:pass@" not in trace and "=hush" not in trace
+
+
 def test_an_end_in_order_ends_nobody(threads):
     some = threads(2)
     some.links = some.all(some.join)

@@ -27,6 +27,8 @@ from vlm_jax.errors import UserError
 
 # Seconds that processes have to end in before the first one does, whose end would kill them.
 LAST = 5.0
+# Bytes of a message at most.
+LONGEST = 2**24
 # Seconds within which others fail in the same way where the fault is not one process's own.
 ALIKE = 0.5
 
@@ -74,7 +76,7 @@ class Hub:
         threading.Thread(target=lambda: asyncio.run(self._run()), name="hub", daemon=True).start()
 
     async def _run(self) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=self._socket, backlog=4096, limit=2**24)
+        self._server = await asyncio.start_server(self._serve, sock=self._socket, backlog=4096, limit=LONGEST)
         await asyncio.sleep(self._timeout)
         missing = [str(i) for i in range(self._count) if i not in self._writers]
         if missing:
@@ -102,7 +104,7 @@ class Hub:
         try:
             while line := await reader.readline():
                 await self._hear(process, json.loads(line))
-        except OSError:
+        except (OSError, ValueError):  # gone, in the middle of a line where it was killed
             pass
         self._left[process].set()
         if process not in self._done:

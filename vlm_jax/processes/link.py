@@ -14,7 +14,8 @@ from typing import Any, NoReturn, TypeVar
 
 from vlm_jax.errors import UserError
 from vlm_jax.processes.hub import LAST, Hub, encode, gone
-from vlm_jax.processes.leave import leave
+from vlm_jax.processes.leave import leave, tell
+from vlm_jax.redact import hidden
 
 T = TypeVar("T")
 # An error within so many seconds of another process's end is an echo of it, and not told.
@@ -99,14 +100,14 @@ class Link:
             self.end("interrupted", 130)
         except Exception as error:
             time.sleep(ECHO)
-            traceback.print_exc()
+            tell(traceback.format_exc())
             self.end(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", 1)
         self._done = True
         self._send({"bye": True})
 
     def end(self, line: str, code: int) -> NoReturn:
         """Ends all processes, from whichever thread, with one line and one exit code."""
-        self._send({"failed": line, "code": code})
+        self._send({"failed": hidden(line), "code": code})
         time.sleep(2 * LAST)  # the answer ends this process
         self._end(line, code, True)
 
@@ -118,7 +119,7 @@ class Link:
         try:
             for line in self._lines:
                 self._hear(json.loads(line))
-        except OSError:
+        except (OSError, ValueError):  # gone, in the middle of a line where it was killed
             pass
         if not self._done:
             self._end(gone(0), 1, True)
