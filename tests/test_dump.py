@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import types
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from vlm_jax.checkpoint import folder as checkpoints
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError
 from vlm_jax.processes import Alone
+from vlm_jax.replay import main as replay
 from vlm_jax.state import TrainState
 
 METRICS = {"loss": jnp.float32(np.nan), "grad_norm": jnp.float32(np.inf)}
@@ -49,7 +51,7 @@ def test_a_run_that_stops_there_again_replaces_the_dump(run):
     with pytest.raises(UserError, match="gradient norm inf: not finite, as 1 in a row; examples 8 to 11"):
         dump.give_up(run, state(2), 7, METRICS)
     np.testing.assert_array_equal(load_params(folder)[0]["x"], np.full(3, 2.0))
-    np.testing.assert_array_equal(dump.read_batch(folder)["x"], np.arange(4.0))
+    np.testing.assert_array_equal(dump.read_batch(folder, 4)["x"], np.arange(4.0))
     assert not (folder / "batch-1.npz").exists()
     assert json.loads((folder / "dump.json").read_text())["example_ids"] == [8, 9, 10, 11]
 
@@ -70,3 +72,33 @@ def test_where_there_is_no_room_the_run_ends_as_it_would(run, monkeypatch):
         monkeypatch.setattr(checkpoints, "no_room", lambda *_: "No space left on device")
         dump.give_up(run, state(1), 7, METRICS)
     assert raised.value.code == 2 and not (folder / "dump.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dump.json", "{", r"dump\.json is damaged \(JSONDecodeError"),
+        ("dump.json", '{"step": 7, "metrics": {}, "example_ids": [1]}', r"dump\.json is damaged \(KeyError: 'loss'"),
+        ("config.json", None, "is no whole dump: it has no config.json"),
+    ],
+)
+def test_replay_of_what_is_no_whole_dump(run, name, content, message, capsys):
+    folder = run.workdir / "dumps" / "7"
+    dump.write(folder, run, state(1), 7, METRICS, [8])
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    assert replay([str(folder)]) == 2
+    assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_a_batch_that_is_not_all_there(run):
+    folder = run.workdir / "dumps" / "7"
+    dump.write(folder, run, state(1), 7, METRICS, [8])
+    with pytest.raises(UserError, match=r"1 files batch-\*\.npz have 4 of the 8 rows of the batch"):
+        dump.read_batch(folder, 8)
+    path = folder / "batch-0.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"its batch cannot be read \(BadZipFile"):
+        dump.read_batch(folder, 4)
+    path.unlink()
+    with pytest.raises(UserError, match=r"0 files batch-\*\.npz have 0 of the 4 rows"):
+        dump.read_batch(folder, 4)

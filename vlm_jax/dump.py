@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
@@ -78,10 +79,29 @@ def write(
         replace_file(folder / "dump.json", json.dumps(content, indent=1).encode() + b"\n")
 
 
-def read_batch(folder: Path) -> dict[str, np.ndarray]:
-    """The whole batch of a dump, in the order of its rows."""
-    parts = [dict(np.load(path)) for path in sorted(folder.glob("batch-*.npz"))]
-    rows, first = np.unique(np.concatenate([part["rows"] for part in parts]), return_index=True)
-    assert (rows == np.arange(len(rows))).all(), f"{folder} has not the rows of all processes"
+def read_about(folder: Path) -> dict[str, Any]:
+    """`dump.json`: step, metrics of it, ids of its examples. Raises UserError where it is damaged."""
+    try:
+        about = json.loads((folder / "dump.json").read_bytes())
+        metrics = {name: float(value) for name, value in about["metrics"].items()}
+        ids = [int(one) for one in about["example_ids"]]
+        found = {"step": int(about["step"]), "metrics": metrics, "example_ids": ids}
+        metrics["loss"], metrics["grad_norm"], ids[0]
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise UserError(f"{folder / 'dump.json'} is damaged ({type(error).__name__}: {error}).") from error
+    return found
+
+
+def read_batch(folder: Path, size: int) -> dict[str, np.ndarray]:
+    """The whole batch of a dump, in the order of its `size` rows. Raises UserError where it is not there."""
+    paths = sorted(folder.glob("batch-*.npz"))
+    try:
+        parts = [dict(np.load(path)) for path in paths]
+        held = np.concatenate([part["rows"] for part in parts] or [np.zeros(0, int)])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder}: its batch cannot be read ({type(error).__name__}: {error}).") from error
+    rows, first = np.unique(held, return_index=True)
+    if rows.tolist() != list(range(size)):
+        raise UserError(f"{folder}: {len(paths)} files batch-*.npz have {len(rows)} of the {size} rows of the batch.")
     names = [name for name in parts[0] if name != "rows"]
     return {name: np.concatenate([part[name] for part in parts])[first] for name in names}

@@ -1,15 +1,19 @@
 """`python -m vlm_jax.replay WORKDIR/dumps/STEP`: does a step again that a run stopped at, and says what is not finite.
 
-It needs none of the run's devices. The exit code is 0 where the step came out as it did there.
+It runs on whatever devices there are, if they divide the batch; where the run's mesh does not fit them, parameters are
+split over all. The data and the tokenizer that the config names have to be there, as the model is built to fit them.
+The exit code is 0 where the step came out as it did there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from vlm_jax.errors import UserError
 from vlm_jax.main import guarded
@@ -18,7 +22,11 @@ SHOWN = 12
 
 
 def replay(folder: Path) -> int:
-    """Prints what the step gives and which arrays are not finite. Raises UserError where the folder is no dump."""
+    """Prints what the step gives and which arrays are not finite.
+
+    Raises UserError where the folder is no dump, or not a whole one.
+    """
+    folder = Path(os.path.abspath(folder))
     if not (folder / "dump.json").is_file():
         raise UserError(f"{folder} is no dump: it has no dump.json; give WORKDIR/dumps/STEP.")
     import jax
@@ -26,21 +34,20 @@ def replay(folder: Path) -> int:
     import optax
 
     from vlm_jax import config as configs
-    from vlm_jax import dump, program, startup, tree
+    from vlm_jax import dump, program, tree
     from vlm_jax import mesh as meshes
-    from vlm_jax.checkpoint import Store
     from vlm_jax.experiment import open_experiment
     from vlm_jax.step import make_gradients
 
-    about = json.loads((folder / "dump.json").read_bytes())
+    about = dump.read_about(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no whole dump: it has no config.json.")
     config = configs.from_json((folder / "config.json").read_text(), str(folder / "config.json"))
     experiment = open_experiment(config, folder.parent.parent / "assets")
-    plan = startup.make_plan(experiment, jax.devices())
-    with Store(folder, stacks=plan.stacks) as store:
-        step, items, meta = store.restore_latest(startup.to_items(plan.placed()))
-    state = startup.from_items(plan, step, items, meta.get("guard"))
     size = experiment.batch_size
-    whole = dump.read_batch(folder)
+    whole = dump.read_batch(folder, size)
+    plan = _plan(experiment)
+    state = _state(folder, plan)
     batch = {name: whole[name] for name in experiment.task.batch_spec(size)}
     batch = meshes.put(batch, meshes.local_rows(plan.mesh, size), size, plan.mesh)
 
@@ -67,6 +74,32 @@ def replay(folder: Path) -> int:
         if len(wrong) > SHOWN:
             print(f"  and {len(wrong) - SHOWN} more")
     return 0 if same else 1
+
+
+def _plan(experiment: Any) -> Any:
+    """As the run's, or, where there are too few or too many devices for that, split over those that there are."""
+    import jax
+
+    from vlm_jax import startup
+
+    try:
+        return startup.make_plan(experiment, jax.devices())
+    except UserError:
+        mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=-1, tensor=1)
+        return startup.make_plan(dataclasses.replace(experiment, mesh=mesh), jax.devices())
+
+
+def _state(folder: Path, plan: Any) -> Any:
+    """That before the step."""
+    from vlm_jax import startup
+    from vlm_jax.checkpoint import Store
+
+    with Store(folder, stacks=plan.stacks) as store:
+        found = store.restore_latest(startup.to_items(plan.placed()))
+    if found is None:
+        raise UserError(f"{folder} is no whole dump: it has no checkpoint.")
+    step, items, meta = found
+    return startup.from_items(plan, step, items, meta.get("guard"))
 
 
 def main(argv: list[str] | None = None) -> int:

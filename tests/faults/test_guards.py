@@ -211,7 +211,11 @@ def test_a_run_stops_at_losses_that_stay_not_finite_and_leaves_a_dump(tmp_path, 
     about = json.loads((dump / "dump.json").read_text())
     assert about["example_ids"] == list(range(96, 112))
     (dump / "dump.json").write_text(json.dumps(about | {"metrics": {"loss": "2.5", "grad_norm": "nan"}}))
-    assert replay([str(dump)]) == 1 and "loss nan, in the run 2.5: not the same" in capsys.readouterr().out
+    config = json.loads((dump / "config.json").read_text())
+    config["mesh"]["data"] = 3  # of the eight devices here
+    (dump / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(dump)
+    assert replay(["."]) == 1 and "loss nan, in the run 2.5: not the same" in capsys.readouterr().out
 
 
 LEAPS = {
