@@ -46,6 +46,15 @@ def test_a_milestone_that_fails_behind_is_the_next_checkpoint(experiment):
     assert saved == {5: True}
 
 
+def test_data_that_were_taken_though_changed_are_taken_again(monkeypatch):
+    """After a rewind: the state of the checkpoint is of the data that the run began with."""
+    opened = []
+    monkeypatch.setattr("vlm_jax.run.open_batches", lambda *arguments: opened.append(arguments))
+    run = SimpleNamespace(batches=SimpleNamespace(close=lambda: None), plan="plan", allow_change=True)
+    Run.replace_batches(run, {"next_index": 3})
+    assert opened == [("plan", {"next_index": 3}, True)]
+
+
 def test_there_are_none_unless_asked_for(tmp_path):
     run = SimpleNamespace(experiment=small_experiment(tmp_path), store=SimpleNamespace(last=None))
     assert not Run.passes_milestone(run, 100)

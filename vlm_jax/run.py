@@ -64,6 +64,7 @@ class Run:
     artifacts: dict[str, Any] = dataclasses.field(default_factory=dict)
     tracing: bool = False
     unreadable_told: float = 0.0
+    allow_change: bool = False
 
     @classmethod
     def open(
@@ -134,6 +135,7 @@ class Run:
             ledger,
             pulse,
             link,
+            allow_change=allow_change,
         )
         run.introduce()
         return run
@@ -188,7 +190,7 @@ class Run:
     def replace_batches(self, state: dict) -> None:
         """Goes on with the data from where the state says."""
         self.batches.close()
-        self.batches = open_batches(self.plan, state)
+        self.batches = open_batches(self.plan, state, self.allow_change)
 
     def due(self, name: str, step: int) -> bool:
         """Whether `log`, `checkpoint`, `milestone` or `evaluate` falls on this step."""
