@@ -1,6 +1,10 @@
 """Saves that fail: told in a line, tried again, and nothing that was there before is lost."""
 
+import errno
+import os
 import resource
+import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 
 from tests.checkpoint.small_runs import assert_identical, shapes
 from vlm_jax.checkpoint import Store, folder, store
+from vlm_jax.errors import UserError
 
 
 def items(step: int) -> dict:
@@ -79,6 +84,40 @@ def test_a_save_that_only_another_process_could_not_write_has_failed(one_saved, 
     (line,) = lines
     assert line.endswith("(another process could not write it); training goes on, the last checkpoint is 1")
     assert one_saved.last == 1 and one_saved.overdue()
+
+
+def test_a_save_is_good_though_older_ones_could_not_be_deleted(tmp_path, one_saved, lines, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def refused(path, *arguments, **named):
+        if Path(path).name == "1":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        rmtree(path, *arguments, **named)
+
+    one_saved.close()
+    with Store(tmp_path, keep=1, warn=lines.append) as kept:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", refused)
+            kept.save(2, items(2), {})
+            assert kept.wait() and kept.last == 2
+        assert lines == ["checkpoint 2 is saved; older ones could not be deleted (Permission denied)"]
+        check_steps(tmp_path, 1, 2)
+        kept.save(3, items(3), {})
+        assert kept.wait() and len(lines) == 1
+    check_steps(tmp_path, 3)  # and they go with the next one
+
+
+def test_what_is_on_disk_though_it_was_told_as_failed_is_not_saved_again(tmp_path, one_saved, monkeypatch):
+    one_saved.save(2, items(2), {"data": {"next_index": 5}})
+    with monkeypatch.context() as patch:
+        patch.setattr(one_saved, "_any", lambda flag: True)
+        assert not one_saved.wait()
+    one_saved.save(2, items(2), {"data": {"next_index": 5}})
+    assert one_saved.wait() and one_saved.last == 2
+    check_steps(tmp_path, 1, 2)
+    for other in ((items(3), {"next_index": 5}), (items(2), {"next_index": 6})):
+        with pytest.raises(UserError, match="2 is a checkpoint of another run"), Store(tmp_path) as store_of_another:
+            store_of_another.save(2, other[0], {"data": other[1]})
 
 
 def test_what_no_room_finds(tmp_path):

@@ -81,7 +81,7 @@ class Store:
             and of every array its dtype and shape (`arrays`) and its fingerprint (`fingerprints`); the time, `saved`.
 
         Raises:
-          UserError: another run has saved this step here.
+          UserError: another run has saved this step here, of other arrays or data.
         """
         self.wait()
         if step == self._last:
@@ -97,9 +97,13 @@ class Store:
         described = {"format": disk.FORMAT, "step": step, "arrays": _join(arrays), "fingerprints": _join(marks)}
         described["saved"] = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
         arguments = {item: ocp.args.PyTreeSave(tree.unflatten(layers)) for item, layers in leaves.items()}
-        arguments["meta"] = ocp.args.JsonSave(disk.seal({"stage": 0, **meta, **described}))
+        sealed = disk.seal({"stage": 0, **meta, **described})
+        arguments["meta"] = ocp.args.JsonSave(sealed)
         try:
-            self._clear(step)
+            if not self._clear(step, sealed):
+                self._last = step
+                self._succeeded("")
+                return
             manager = self._open()
             if meta.get("milestone"):
                 self._milestones.add(step)
@@ -141,20 +145,23 @@ class Store:
     def wait(self) -> bool:
         """Returns when nothing is being written any more: whether the last save is on disk."""
         if self._manager is not None:
-            why = self._finish()
-            if self._any(bool(why)):
-                self._tell_failed(why or "another process could not write it")
+            failed, untidy = self._finish()
+            if self._any(bool(failed)):
+                self._tell_failed(failed or "another process could not write it")
             else:
-                self._succeeded()
+                self._succeeded(untidy)
+            if self._any(bool(untidy)):
+                self._drop()  # on all processes: the manager would raise it again
         return self._retry_at == NEVER
 
     def close(self) -> None:
         """Waits, and ends the threads behind; a later save starts them again."""
         if self._manager is not None:  # without asking the others, who may be gone
-            if why := self._finish():
-                self._tell_failed(why)
+            failed, untidy = self._finish()
+            if failed:
+                self._tell_failed(failed)
             else:
-                self._succeeded()
+                self._succeeded(untidy)
         self._drop()
 
     def restore_latest(self, abstract: Mapping[str, Tree]) -> tuple[int, dict[str, Tree], dict[str, Any]] | None:
@@ -198,15 +205,21 @@ class Store:
             items[item] = to_live(live, read_item(folder / item, targets[item], marks), self._stacks)
         return items, meta
 
-    def _clear(self, step: int) -> None:
-        """Moves damaged steps, and what else is no checkpoint, out of the way."""
+    def _clear(self, step: int, sealed: Mapping[str, Any]) -> bool:
+        """Moves damaged steps, and what else is no checkpoint, out of the way; False where the step is saved already.
+
+        A save that was told as failed may be on disk all the same, as far as another process or Orbax's clearing up is
+        to blame.
+        """
         away = list(self._damaged)
         if step not in away and (self._folder / str(step)).exists():
             try:
-                disk.read_meta(self._folder / str(step))
+                found = disk.read_meta(self._folder / str(step))
             except Damaged:
                 away.append(step)
             else:
+                if all(found.get(part) == sealed.get(part) for part in ("fingerprints", "data")):
+                    return False
                 raise UserError(f"{self._folder / str(step)} is a checkpoint of another run; give another workdir.")
         if jax.process_index() == 0:
             for old in away:
@@ -218,6 +231,7 @@ class Store:
         if away and self._manager is not None:
             self._manager.reload()
         self._damaged = []
+        return True
 
     def _open(self):
         if self._manager is None:
@@ -233,16 +247,26 @@ class Store:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         return self._manager
 
-    def _finish(self) -> str:
-        """Waits for the save that is under way; why it failed, if it did."""
+    def _finish(self) -> tuple[str, str]:
+        """Waits for the save that is under way; why it failed, if it did, and else what came after."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            return _why(error)
-        return ""
+            return ("", _why(error)) if self._is_whole(self._last) else (_why(error), "")
+        return "", ""
 
-    def _succeeded(self) -> None:
-        """What was saved last is on disk, as far as every process knows."""
+    def _is_whole(self, step: int) -> bool:
+        """Whether a step is on disk: Orbax gives it its name when all of it is, and then deletes older ones."""
+        try:
+            disk.read_meta(self._folder / str(step))
+        except (Damaged, UserError):
+            return False
+        return True
+
+    def _succeeded(self, untidy: str) -> None:
+        """What was saved last is on disk, as far as every process knows; `untidy` is why more than that is."""
+        if untidy:
+            self._warn(f"checkpoint {self._last} is saved; older ones could not be deleted ({untidy})")
         if self._good != self._last:
             self._good = self._last
             self._retry, self._retry_at = FIRST_RETRY, NEVER
