@@ -66,11 +66,16 @@ def test_list_of_one_step(workdir, capsys):
     assert any(line.startswith("environment.flags.XLA_FLAGS = ") for line in lines)
 
 
-def test_verify(workdir, capsys):
+def test_verify(workdir, capsys, monkeypatch):
     code, lines = called(capsys, "verify", workdir)
     assert code == 1 and [line.split(":")[0] for line in lines] == ["4", "3", "2", "1"]
     assert "damaged: " in lines[1] and all(": good, 5 arrays, " in line for line in (lines[0], *lines[2:]))
-    assert called(capsys, "verify", workdir / "checkpoints" / "4")[0] == 0
+    monkeypatch.chdir(workdir)
+    assert called(capsys, "verify", Path("checkpoints") / "4")[0] == 0
+    code, lines = called(capsys, "diff", Path("checkpoints") / "1", ".", "--values")
+    assert code == 1 and "  opt/count: at most 3 apart, 3 of its norm" in lines
+    monkeypatch.chdir("checkpoints/4")
+    assert "step = 4" in called(capsys, "list", ".")[1] and called(capsys, "verify", ".")[0] == 0
 
 
 def test_diff(workdir, capsys):

@@ -68,6 +68,7 @@ def _is_number(name: str) -> bool:
 
 def is_step(path: Path) -> bool:
     """Whether it is the folder of one step, and no workdir."""
+    path = path.absolute()
     return path.parent.name == "checkpoints" and _is_number(path.name) and path.is_dir()
 
 
@@ -77,6 +78,7 @@ def chosen(path: Path) -> list[Path]:
     Raises:
       UserError: it is neither a workdir with checkpoints nor the folder of a step.
     """
+    path = path.absolute()  # Orbax takes no other
     if is_step(path):
         return [path]
     found = [root(path) / str(step) for step in steps(root(path))]
