@@ -183,3 +183,23 @@ def test_a_full_disk_is_told_once_and_nothing_is_lost(tmp_path):
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
     (events,) = (tmp_path / "events").iterdir()
     assert events.read_bytes().count(b"loss") == 4
+
+
+def test_a_rewind_on_a_full_disk_is_made_up_for(tmp_path):
+    """Steps 2 to 4 are of before the rewind to step 1; 4 was still waiting."""
+    lines, path = [], tmp_path / "metrics.jsonl"
+    writers = Writers([JsonlWriter(path)], lines.append)
+    for step in (1, 2, 3):
+        writers.write(step, {"loss": 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        writers.write(4, {"loss": 1.0})
+        writers.truncate_after(1)
+        writers.write(2, {"loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(path) == [1, 2, 3] and len(lines) == 1
+    writers.write(3, {"loss": 2.0})
+    writers.close()
+    assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 2.0), (3, 2.0)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import io
 import json
 import math
@@ -97,8 +98,8 @@ class JsonlWriter:
         lines = self.path.read_bytes().splitlines()
         kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
         if len(kept) < len(lines):
-            self._file.close()
             replace_file(self.path, b"".join(line + b"\n" for line in kept))
+            self._file.close()
             self._file = open(self.path, "ab", buffering=0)
 
     def close(self) -> None:
@@ -217,27 +218,34 @@ class Writers:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Gives `metrics` (keys `train/NAME` or `eval/EVALUATOR/NAME`) of `step` to every writer."""
         for writer, waiting in zip(self._writers, self._waiting):
-            waiting.append((step, dict(metrics)))
-            why = _write(writer, waiting)
-            if why and len(waiting) == 1:
-                self._warn(f"{type(writer).__name__}: {why}; metrics are kept until they can be written")
+            told = bool(waiting)
+            waiting.append((step, functools.partial(writer.write, step, dict(metrics))))
+            self._do(writer, waiting, told)
 
     def truncate_after(self, step: int) -> None:
-        """Forgets what was written for later steps than `step`, which a resumed run writes again."""
-        for writer in self._writers:
-            writer.truncate_after(step)
+        """Forgets what was written, or is to be, for later steps than `step`, which a resumed run writes again."""
+        for writer, waiting in zip(self._writers, self._waiting):
+            told = bool(waiting)
+            kept = [(at, what) for at, what in waiting if at <= step]
+            waiting.clear()
+            waiting.extend([*kept, (step, functools.partial(writer.truncate_after, step))])
+            self._do(writer, waiting, told)
+
+    def _do(self, writer: Any, waiting: collections.deque, told: bool) -> None:
+        if (why := _done(waiting)) and not told:
+            self._warn(f"{type(writer).__name__}: {why}; metrics are kept until they can be written")
 
     def close(self) -> None:
         for writer, waiting in zip(self._writers, self._waiting):
-            _write(writer, waiting)
+            _done(waiting)
             writer.close()
 
 
-def _write(writer: Any, waiting: collections.deque) -> str:
-    """Writes what waits, as far as that goes; why not all, or nothing."""
+def _done(waiting: collections.deque) -> str:
+    """Does what waits, as far as that goes; why not all, or nothing."""
     try:
         while waiting:
-            writer.write(*waiting[0])
+            waiting[0][1]()
             waiting.popleft()
     except OSError as error:
         return error.strerror or str(error)
