@@ -219,9 +219,12 @@ def test_a_mixture_is_logged_by_source_and_goes_on_with_other_weights(tmp_path, 
 
 def test_a_workdir_is_a_config(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"compilation_cache": null', '"compilation_cache": "theirs"'))
     assert main([f"--config={tmp_path}/run", "--evaluate_only"]) == 0
     out = capsys.readouterr().out
     assert "resumed from step 12" in out and "zero_shot_seen: top1" in out
+    assert "sets config.compilation_cache=theirs" in out and jax.config.jax_compilation_cache_dir != "theirs"
 
 
 def test_a_dry_run_does_everything_once_and_keeps_nothing(tmp_path, capsys):

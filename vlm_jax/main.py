@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
 from vlm_jax.redact import hidden
+from vlm_jax.stop import Stop, Stopped, on_signals
 
 USAGE = (
     "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] "
@@ -125,6 +126,7 @@ def resolved_config(
 ):
     """The recipe with variant, `--bind` and `--config.*` applied, checked, defaults filled in."""
     from vlm_jax import config as configs
+    from vlm_jax import trust
     from vlm_jax.overrides import apply_bind, override_all
 
     config = configs.load(flags.config if variant is None else f"{flags.config}:{variant}")
@@ -133,11 +135,21 @@ def resolved_config(
         say(f"--bind {hidden(text)}: set on {count} component{'s' if count != 1 else ''}")
     override_all(config, overrides)
     configs.check(config)
+    if where := workdir_named(flags):
+        trust.check_options(config, where, [key for key, _ in overrides])
     if getattr(flags, "stage", None) is not None:  # other programs take configs, and no stage of them
         from vlm_jax import stages
 
         stages.of(config, flags.stage)
     return config
+
+
+def workdir_named(flags: argparse.Namespace) -> str | None:
+    """The workdir that is the config, None where that is a recipe."""
+    from vlm_jax import config as configs
+
+    name = configs.split_spec(flags.config)[0]
+    return name if configs.names_workdir(name) else None
 
 
 def one_stage(config, flags: argparse.Namespace, say: Callable[[str], None]):
@@ -206,6 +218,9 @@ def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
@@ -242,12 +257,18 @@ def run(argv: list[str]) -> int:
     mode = f"--evaluate_only={flags.evaluate_only} --dry_run={flags.dry_run}"
     job = job or processes.detect(flags.process_timeout)
     link = processes.join(job, [*lines, mode], flags.process_timeout)
-    with link.together():
-        return run_config(flags, overrides, config, said, link, began)
+    with on_signals(link.end) as stop, link.together():
+        return run_config(flags, overrides, config, said, link, stop, began)
 
 
 def run_config(
-    flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link, began: float
+    flags: argparse.Namespace,
+    overrides: list[tuple[str, str]],
+    config,
+    said: Sequence[str],
+    link,
+    stop: Stop,
+    began: float,
 ) -> int:
     """Everything after the arguments are understood, as one of the processes of `link`."""
     for line in said:
@@ -257,23 +278,35 @@ def run_config(
         config = resolved_config(flags, overrides, variant)
     workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, variant)
 
-    from vlm_jax import stages
+    from vlm_jax import stages, trust
 
+    where, given = workdir_named(flags), [key for key, _ in overrides]
+    trusted = lambda opened: trust.without_cache(opened, where, given, link.say) if where else opened
     names = stages.names(config)
     if not names:
-        return run_one(flags, config, workdir, link, began)
+        return run_one(flags, config, workdir, link, stop, trusted, began)
     wanted = [flags.stage] if flags.stage else names[-1:] if flags.evaluate_only else names
     for stage in stages.each(config, workdir, alone=flags.dry_run):
         if stage.name in wanted:
+            if code := stop.by_now(link):  # the stage before was told too late for its loop
+                link.say(f"stopped before stage {stage.name}; the same command goes on there")
+                return code
             link.say(f"stage {stage.name}: {stage.workdir}")
-            code = run_one(flags, stage.config, stage.workdir, link)
+            code = run_one(flags, stage.config, stage.workdir, link, stop, trusted)
             if code:
                 return code
     return 0
 
 
-def run_one(flags: argparse.Namespace, config, workdir: Path, link, began: float | None = None) -> int:
-    """A run of one config. `began`: when its start-up did, in seconds of `time.monotonic`; now unless given."""
+def run_one(
+    flags: argparse.Namespace, config, workdir: Path, link, stop: Stop, trusted: Callable, began: float | None = None
+) -> int:
+    """A run of one config.
+
+    Args:
+      trusted: what may be run of an experiment.
+      began: when its start-up did, in seconds of `time.monotonic`; now unless given.
+    """
     began = time.monotonic() if began is None else began
     from vlm_jax import config as configs
 
@@ -284,7 +317,7 @@ def run_one(flags: argparse.Namespace, config, workdir: Path, link, began: float
 
     if flags.dry_run:
         with throw_away(workdir, link) as folder:
-            experiment = link.in_turn(lambda: open_experiment(config, folder / "assets"))
+            experiment = trusted(link.in_turn(lambda: open_experiment(config, folder / "assets")))
 
             from vlm_jax import train
 
@@ -296,13 +329,13 @@ def run_one(flags: argparse.Namespace, config, workdir: Path, link, began: float
             raise UserError(
                 f"{workdir} has no checkpoint to evaluate; train first, or give --config.init_from=WORKDIR."
             )
-    experiment = link.in_turn(lambda: open_experiment(config, workdir / "assets"))
+    experiment = trusted(link.in_turn(lambda: open_experiment(config, workdir / "assets")))
 
     from vlm_jax import train
 
     if flags.evaluate_only:
         return train.evaluate_only(experiment, filled, workdir, link)
-    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began)
+    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began, stop)
 
 
 @contextlib.contextmanager
