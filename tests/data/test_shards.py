@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from vlm_jax.data.shards import MANIFEST, Shards
+from vlm_jax.errors import UserError
 
 SHARDS, RECORDS = 40, 7
 
@@ -73,3 +76,11 @@ def test_killed_before_there_was_a_manifest(tmp_path):
     (folder / f".{MANIFEST}.part").write_text("{")
     write(folder)
     assert len(list(folder.glob("0*.txt"))) == SHARDS
+
+
+@pytest.mark.parametrize("text", ["{", '"a text"', '{"title": "birds"}', '{"format": "txt", "unreadable": []}', "\xff"])
+def test_a_manifest_that_is_broken_or_of_others(text, tmp_path):
+    (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"dataset.json is not what .* writes: it is broken, or another tool's\."):
+        write(tmp_path)
+    assert os.listdir(tmp_path) == [MANIFEST]

@@ -31,7 +31,7 @@ class Shards:
           about: what else the shards depend on, as JSON.
 
         Raises:
-          UserError: there are no such shards, or the folder holds other work.
+          UserError: there are no such shards, or the folder holds other work, or another tool's.
           OSError: the folder cannot be written.
         """
         if shard_records < 1:
@@ -78,7 +78,7 @@ class Shards:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / MANIFEST
         if path.exists():
-            before = json.loads(path.read_text())
+            before = read_manifest(self._folder)
             unreadable = before.pop("unreadable")
             if changed := _changes(before, self._manifest):
                 raise UserError(f"{self._folder} holds other work ({changed}): choose another folder.")
@@ -92,6 +92,19 @@ class Shards:
     def _save(self) -> None:
         text = json.dumps({**self._manifest, "unreadable": self._unreadable}, indent=1)
         _write_whole(self._folder / MANIFEST, lambda path: path.write_text(text))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the `dataset.json` of a folder says. Raises: UserError where `Shards` did not write it."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    kinds = {"format": str, "unreadable": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{path} is not what `python -m vlm_jax.data` writes: it is broken, or another tool's.")
+    return found
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -76,6 +76,22 @@ def test_a_part_of_a_mixture(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "it is broken, or another tool's"),
+        ("[]", "it is broken, or another tool's"),
+        ('{"title": "birds"}', "it is broken, or another tool's"),
+        ('{"format": "scroll", "unreadable": {}}', "says format='scroll', which is none"),
+    ],
+)
+def test_a_manifest_of_others(text, line, tmp_path):
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds/dataset.json").write_text(text)
+    with pytest.raises(UserError, match=line):
+        open_source("birds")
+
+
+@pytest.mark.parametrize(
     ("path", "overrides", "line"),
     [
         ("phots", [], "did you mean 'photos'"),

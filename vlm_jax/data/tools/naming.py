@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
 from vlm_jax.config import bind
-from vlm_jax.data.shards import MANIFEST
+from vlm_jax.data.shards import MANIFEST, read_manifest
 from vlm_jax.data.sources.image_codes import ImageCodes
 from vlm_jax.data.sources.interleaved import Interleaved
 from vlm_jax.data.storage import is_remote
@@ -165,12 +164,14 @@ def _columns(path: str) -> dict[str, str]:
 def _of_manifest(folder: Path) -> ConfigDict:
     """What `tokenize` wrote; or `convert`, with all captions, and classes left to `--source.label`: not every record
     need have one."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder)
     if "image_codes" in manifest:
         return bind("data.sources.image_codes.ImageCodes", path=str(folder))
     form = manifest["format"]
     if form == "folder":
         return bind(TARGETS[".jsonl"], path=str(folder / "*" / "metadata.jsonl"))
+    if f".{form}" not in TARGETS:
+        raise UserError(f"{folder / MANIFEST} says format={form!r}, which is none that this version knows.")
     texts = {"tar": {"text": ("json:text",)}, "parquet": {"text_column": "text"}}
     return bind(TARGETS[f".{form}"], path=str(folder), **texts.get(form, {}))
 
