@@ -15,7 +15,6 @@ from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
 from vlm_jax.redact import hidden
-from vlm_jax.stop import Stop, Stopped, on_signals
 
 USAGE = (
     "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] "
@@ -218,9 +217,6 @@ def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
@@ -257,18 +253,12 @@ def run(argv: list[str]) -> int:
     mode = f"--evaluate_only={flags.evaluate_only} --dry_run={flags.dry_run}"
     job = job or processes.detect(flags.process_timeout)
     link = processes.join(job, [*lines, mode], flags.process_timeout)
-    with on_signals(link.end) as stop, link.together():
-        return run_config(flags, overrides, config, said, link, stop, began)
+    with link.together():
+        return run_config(flags, overrides, config, said, link, began)
 
 
 def run_config(
-    flags: argparse.Namespace,
-    overrides: list[tuple[str, str]],
-    config,
-    said: Sequence[str],
-    link,
-    stop: Stop,
-    began: float,
+    flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link, began: float
 ) -> int:
     """Everything after the arguments are understood, as one of the processes of `link`."""
     for line in said:
@@ -284,22 +274,19 @@ def run_config(
     trusted = lambda opened: trust.without_cache(opened, where, given, link.say) if where else opened
     names = stages.names(config)
     if not names:
-        return run_one(flags, config, workdir, link, stop, trusted, began)
+        return run_one(flags, config, workdir, link, trusted, began)
     wanted = [flags.stage] if flags.stage else names[-1:] if flags.evaluate_only else names
     for stage in stages.each(config, workdir, alone=flags.dry_run):
         if stage.name in wanted:
-            if code := stop.by_now(link):  # the stage before was told too late for its loop
-                link.say(f"stopped before stage {stage.name}; the same command goes on there")
-                return code
             link.say(f"stage {stage.name}: {stage.workdir}")
-            code = run_one(flags, stage.config, stage.workdir, link, stop, trusted)
+            code = run_one(flags, stage.config, stage.workdir, link, trusted)
             if code:
                 return code
     return 0
 
 
 def run_one(
-    flags: argparse.Namespace, config, workdir: Path, link, stop: Stop, trusted: Callable, began: float | None = None
+    flags: argparse.Namespace, config, workdir: Path, link, trusted: Callable, began: float | None = None
 ) -> int:
     """A run of one config.
 
@@ -335,7 +322,7 @@ def run_one(
 
     if flags.evaluate_only:
         return train.evaluate_only(experiment, filled, workdir, link)
-    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began, stop)
+    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began)
 
 
 @contextlib.contextmanager
