@@ -10,6 +10,7 @@ import pytest
 from tests.checkpoint.test_damage import flips_everywhere
 from vlm_jax import environment
 from vlm_jax.checkpoint import Store
+from vlm_jax.checkpoint import folder as disk
 from vlm_jax.checkpoint.command import main
 
 
@@ -76,6 +77,27 @@ def test_verify(workdir, capsys, monkeypatch):
     assert code == 1 and "  opt/count: at most 3 apart, 3 of its norm" in lines
     monkeypatch.chdir("checkpoints/4")
     assert "step = 4" in called(capsys, "list", ".")[1] and called(capsys, "verify", ".")[0] == 0
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["gone", "going"])
+@pytest.mark.parametrize("tool", [["list"], ["verify"], ["prune", "--keep=1"]], ids=lambda tool: tool[0])
+def test_a_step_that_a_live_run_deletes_is_left_out(workdir, capsys, monkeypatch, tool, half):
+    """Gone after the steps were listed; or its `meta` is, and the rest goes in the next moment."""
+    going = workdir / "checkpoints" / "2"
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    chosen = disk.chosen
+
+    def deleted_since(path):
+        folders = chosen(path)
+        shutil.rmtree(going / "meta" if half else going)
+        return folders
+
+    monkeypatch.setattr(disk, "chosen", deleted_since)
+    monkeypatch.setattr(disk.time, "sleep", lambda seconds: shutil.rmtree(going, ignore_errors=True))
+    code, lines = called(capsys, tool[0], workdir, *tool[1:])
+    steps = [line for line in lines if line[0].isdigit()]
+    assert code == 0 and [line.split()[0].strip(":") for line in steps] == ["4", "1"]
+    assert not any("damaged" in line for line in lines)
 
 
 def test_diff(workdir, capsys):

@@ -31,6 +31,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being writ
 OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 # Those that libraries put into errors of their own.
 HINDRANCES = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+MOMENT = 0.5  # seconds in which files of a step go that is being deleted
 PAUSES = (1.0, 4.0)  # seconds before what could not be read is tried again
 
 
@@ -96,8 +97,27 @@ def others(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below it."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files below it; files may go while it counts."""
+    total = 0
+    for path in _files(folder):
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(path).st_size
+    return total
+
+
+def _files(folder: Path) -> list[str]:
+    return [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+
+
+def vanishes(folder: Path) -> bool:
+    """Whether a step that looks damaged is one that a live run deletes: it is gone, or will be when no file goes."""
+    count = len(_files(folder))
+    while folder.is_dir():
+        time.sleep(MOMENT)
+        before, count = count, len(_files(folder))
+        if folder.is_dir() and count >= before:
+            return False
+    return True
 
 
 def latest_step(workdir: str | Path) -> int | None:

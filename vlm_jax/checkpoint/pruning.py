@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ def prune(workdir: Path, keep: int, *, damaged: bool, dry_run: bool, say: Callab
         try:
             meta = verify(folder) if good < keep else disk.read_meta(folder)
         except Damaged as damage:
+            if disk.vanishes(folder):  # a live run deletes it
+                continue
             say(f"{folder.name}: damaged: {damage}")
             gone += [folder] if damaged else []
             continue
@@ -42,9 +45,10 @@ def prune(workdir: Path, keep: int, *, damaged: bool, dry_run: bool, say: Callab
     if damaged:
         gone += [disk.root(workdir) / name for name in disk.others(disk.root(workdir))[0]]
     for folder in gone:
-        say(f"{folder.name}: {'would be deleted' if dry_run else 'deleted'}")
         if not dry_run:
             # Half deleted it must not look like a step; a run that saves here clears such names away.
-            half = folder.rename(folder.with_name(f"{folder.name}{disk.UNFINISHED}-deleted"))
-            shutil.rmtree(half)
+            half = folder.with_name(f"{folder.name}{disk.UNFINISHED}-deleted")
+            with contextlib.suppress(FileNotFoundError):  # a live run was faster
+                shutil.rmtree(folder.rename(half))
+        say(f"{folder.name}: {'would be deleted' if dry_run else 'deleted'}")
     return 0

@@ -18,7 +18,7 @@ UNKNOWN = "-"
 
 def overview(workdir: Path) -> list[str]:
     """A line for each step, newest first; what was set aside, and what is no checkpoint of ours."""
-    rows = [_row(folder) for folder in disk.chosen(workdir)]
+    rows = [row for folder in disk.chosen(workdir) if (row := _row(folder))]
     lines = _table((HEAD, *rows))
     aside, foreign = disk.others(disk.root(workdir))
     lines += [f"set aside as damaged: {name}" for name in aside]
@@ -43,12 +43,14 @@ def verify(step_folder: Path) -> dict[str, Any]:
 
 
 def verified(folders: Sequence[Path]) -> Iterator[tuple[str, bool]]:
-    """A line for each step, and whether it is good."""
+    """A line for each step, and whether it is good; one that a live run deletes is left out."""
     for folder in folders:
         try:
             meta = verify(folder)
             yield f"{folder.name}: good, {len(meta['arrays'])} arrays, {size_text(disk.size(folder))}", True
         except Damaged as damage:
+            if disk.vanishes(folder):
+                continue
             yield f"{folder.name}: damaged: {damage}", False
 
 
@@ -59,11 +61,13 @@ def size_text(size: float) -> str:
     return f"{size / 1000**power:.3g} {units[power]}"
 
 
-def _row(folder: Path) -> tuple[str, ...]:
+def _row(folder: Path) -> tuple[str, ...] | None:
     size = size_text(disk.size(folder))
     try:
         meta = disk.read_meta(folder)
     except Damaged as damage:
+        if disk.vanishes(folder):
+            return None
         return folder.name, UNKNOWN, size, *[UNKNOWN] * 5, f"damaged: {damage}"
     made = meta.get("environment") or {}
     commit = made.get("commit") or UNKNOWN
