@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.test_train import start
 from vlm_jax.checkpoint import latest_step, read_meta
 from vlm_jax.errors import UserError
 from vlm_jax.health.phases import COMPILE, DATA, STEPS, Phases
-from vlm_jax.health.watchdog import Stalls, Watchdog, watched
+from vlm_jax.health.watchdog import Stalls, Watchdog
 
 HEAD = """
 import ctypes, os, sys, threading, time
@@ -52,13 +53,29 @@ def test_what_stands_still_is_ended_by_its_own_limit():
     assert "in 'data wait', after step 57: a read hangs" in line and code == 1
 
 
-def test_what_moves_is_left_alone():
-    ends = []
-    with watched(Stalls(data=30, step=30, other=30), lambda *end: ends.append(end)) as phases:
-        for _ in range(50):
-            with phases.during(DATA):
-                time.sleep(0.001)
-    assert not ends and Stalls(data=None).limit(DATA) is None and Stalls(other=5).limit(COMPILE) == 5
+@pytest.mark.parametrize("pause, ended", [(1, False), (3, False), (9, True)])
+def test_what_moves_is_left_alone(monkeypatch, pause, ended):
+    """Batches come after so many looks of the watchdog each, of which four make the limit; a clock that is counted."""
+    phases, ends, looks = Phases(), [], []
+
+    class Looks:
+        def wait(self, tick):
+            looks.append(tick)
+            if len(looks) % pause == 0:
+                phases.enter(DATA)  # the same phase, begun anew
+            return len(looks) > 40
+
+    clock = SimpleNamespace(monotonic=lambda: sum(looks), sleep=lambda seconds: None)
+    inline = SimpleNamespace(Event=Looks, Thread=lambda target, **_: SimpleNamespace(start=target))
+    for name, stand_in in (("time", clock), ("threading", inline), ("_log", lambda: None)):
+        monkeypatch.setattr(f"vlm_jax.health.watchdog.{name}", stand_in)
+    phases.enter(DATA)
+    Watchdog(Stalls(data=1, step=60, other=60), phases, lambda *end: ends.append(end))
+    assert bool(ends) is ended and (len(looks) < 9) is ended
+
+
+def test_limits_are_of_phases():
+    assert Stalls(data=None).limit(DATA) is None and Stalls(other=5).limit(COMPILE) == 5
     with pytest.raises(UserError, match=r"stalls.step=0 must be above zero"):
         Stalls(step=0)
 
