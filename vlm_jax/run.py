@@ -65,6 +65,7 @@ class Run:
     tracing: bool = False
     unreadable_told: float = 0.0
     allow_change: bool = False
+    rewinds: list[rewind.Note] = dataclasses.field(default_factory=list)
 
     @classmethod
     def open(
