@@ -245,6 +245,8 @@ def test_packed_rows_waste_less_than_a_twentieth():
     assert waste["packed"] < 0.05 and waste["alone"] > 0.5
     assert metrics["packed"]["packing/left_out"] == 790 - metrics["packed"]["packing/conversations"] < 790 * 0.05
     assert metrics["alone"]["packing/left_out"] == 0
+    half = {name: array[:8] for name, array in batch.items()}
+    assert packed.metrics(half)["packing/left_out"] == 79 / 2 - batch["text_segment_ids"][:8].max(axis=1).sum()
 
 
 def test_shapes_do_not_depend_on_what_a_batch_holds():

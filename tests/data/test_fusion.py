@@ -134,6 +134,14 @@ def test_packed_documents_are_those_alone():
     assert len(seen) > 8
 
 
+def test_parts_of_a_window_have_their_share_of_what_is_left_out():
+    fusion = dataclasses.replace(FUSION, examples=6, rows=2, per_row=3)
+    batch = rows_of(4, fusion=fusion)
+    left_out = lambda rows: fusion.metrics({name: array[rows] for name, array in batch.items()})["packing/left_out"]
+    parts = [left_out(slice(row, row + 1)) for row in range(4)]
+    assert sum(parts) == left_out(slice(None)) >= 0 and parts == (3 - batch["text_segment_ids"].max(axis=1)).tolist()
+
+
 def test_rows_do_not_depend_on_how_they_are_split():
     fusion = dataclasses.replace(FUSION, infilled=0.5, examples=4, rows=2, per_row=2)
     whole = rows_of(8, fusion=fusion)

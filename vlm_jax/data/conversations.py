@@ -23,7 +23,7 @@ from vlm_jax.data.conversation_images import (
 from vlm_jax.data.conversation_layout import Laid, Room, lay, too_long
 from vlm_jax.data.errors import UnreadableImage
 from vlm_jax.data.image import ImageTransform
-from vlm_jax.data.packing_bins import first_fit_decreasing
+from vlm_jax.data.packing_bins import first_fit_decreasing, left_out
 from vlm_jax.data.reader import UnreadableText
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
@@ -212,7 +212,7 @@ class Conversations:
             fill["packing/image_fill"] = batch["image_mask"].mean()
         return {
             "packing/conversations": conversations,
-            "packing/left_out": segments.shape[0] // self.rows * self.examples - conversations,
+            "packing/left_out": left_out(segments.shape[0], self.examples, self.rows, conversations),
             "packing/targets": batch["target_mask"].sum(),
             **fill,
         }

@@ -12,6 +12,7 @@ from jaxtyping import Int32
 from vlm_jax.data import infilling
 from vlm_jax.data.fused_vocabulary import Vocabulary
 from vlm_jax.data.infilling import Document
+from vlm_jax.data.packing_bins import left_out
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError
 
@@ -223,5 +224,5 @@ class Fusion:
         return {
             "packing/text_fill": (segments > 0).mean(),
             "packing/documents": documents,
-            "packing/left_out": segments.shape[0] // self.rows * self.examples - documents,
+            "packing/left_out": left_out(segments.shape[0], self.examples, self.rows, documents),
         }

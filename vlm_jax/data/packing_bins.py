@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -26,6 +27,15 @@ def first_fit_decreasing(
             bins[item] = fits.argmax()
             room[bins[item]] -= sizes[item]
     return bins
+
+
+def left_out(rows: int, examples: int, of_rows: int, packed: Any) -> Any:
+    """How many examples are in none of some rows, as a number of floats: part of a window has its share of them.
+
+    Args:
+      rows: that there are. examples: that become `of_rows` rows each time. packed: those that are in the rows.
+    """
+    return rows * examples / of_rows - packed
 
 
 def pack_texts(
