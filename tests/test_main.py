@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers import small_flags
-from vlm_jax.main import main, split_overrides
+from vlm_jax.errors import UserError
+from vlm_jax.main import check_writable, main, split_overrides
 
 
 def refused(arguments: list[str], capsys, code: int = 2) -> str:
@@ -73,6 +74,11 @@ ERRORS = {
     "unknown stage": (["--config=siglip_tiny", "--stage=second"], "there is no stage .second.: the recipe has none"),
     "override without value": (["--config=siglip_tiny", "--config.seed"], "--config.seed needs a value"),
     "no optimizer of that name": (["--config=siglip_tiny", "--config.optimizer.name=adam"], "did you mean 'adamw'"),
+    "workdir with bytes that are no text": (["--config={tmp}/bytes"], "bytes/config.json cannot be read: .*utf-8"),
+    "workdir below a file": (
+        ["--config=siglip_tiny", "--workdir={tmp}/bad.model/run"],
+        "bad.model/run cannot be written: .*bad.model is no folder",
+    ),
     "workdir of another config": (["--config=siglip_tiny", "--config.seed=1", "--workdir={tmp}/run"], "seed: 0 -> 1"),
 }
 
@@ -83,6 +89,8 @@ def folder(tmp_path, capsys):
     (tmp_path / "bad.model").write_bytes(b"this is no model")
     (tmp_path / "bad.parquet").write_bytes(b"this is no parquet")
     (tmp_path / "run").mkdir()
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "config.json").write_bytes(b'{"seed": "\xff"}')
     from vlm_jax import config as configs
 
     (tmp_path / "run" / "config.json").write_text(configs.to_json(configs.load("siglip_tiny")))
@@ -98,6 +106,13 @@ def test_errors_are_one_line(name, folder, capsys):
     line = refused([a.replace("{tmp}", str(folder)) for a in arguments], capsys)
     assert re.search(says, line), line
     assert sorted(folder.rglob("*")) == before  # nothing is lost or half-written
+
+
+def test_a_workdir_that_may_not_be_written_to(tmp_path, monkeypatch):
+    check_writable(tmp_path / "a" / "b")
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)  # root may write to all
+    with pytest.raises(UserError, match=f"{tmp_path} may not be written to; name another"):
+        check_writable(tmp_path / "a" / "b")
 
 
 def test_no_device_is_touched_before_mistakes_are_told(folder):

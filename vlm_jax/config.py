@@ -233,7 +233,7 @@ def load(spec: str) -> ConfigDict:
     if names_workdir(name):
         if variant:
             raise UserError(f"{name} is a workdir; its config has no variants, but {variant!r} was asked for.")
-        return from_json((path / "config.json").read_text(), str(path / "config.json"))
+        return from_file(path / "config.json")
     module = recipe_module(name)
     variants = variants_of(module)
     if variant and variant not in variants:
@@ -317,6 +317,15 @@ def from_json(text: str, where: str, known: Iterable[str] | None = ()) -> Config
         with config.ignore_type():
             config.stages = {}
     return config
+
+
+def from_file(path: Path, known: Iterable[str] | None = ()) -> ConfigDict:
+    """The config that a file holds, see `from_json`. Raises UserError, also for a file that cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    return from_json(text, str(path), known)
 
 
 def targets(config: Any) -> set[Any]:

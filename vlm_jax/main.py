@@ -192,7 +192,7 @@ def check_workdir(workdir: Path, config, allow_change: bool, say: Callable[[str]
         raise UserError(f"--workdir={workdir} is a file; name a folder.")
     if not path.is_file():
         return
-    changes = configs.diff(configs.from_json(path.read_text(), str(path), known=configs.targets(config)), config)
+    changes = configs.diff(configs.from_file(path, known=configs.targets(config)), config)
     if not allow_change and (changed := [change for change in changes if not re.match(SPEED, change)]):
         shown = "; ".join(changed[:8]) + ("; ..." if len(changed) > 8 else "")
         raise UserError(
@@ -200,6 +200,14 @@ def check_workdir(workdir: Path, config, allow_change: bool, say: Callable[[str]
         )
     for change in changes:
         say(f"config change: {change}")
+
+
+def check_writable(workdir: Path) -> None:
+    """Raises UserError for a workdir that a run cannot write to; makes nothing."""
+    there = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise UserError(f"--workdir={workdir} cannot be written: {there} {why}; name another one.")
 
 
 def show(text: str) -> None:
@@ -309,7 +317,9 @@ def run_one(
             from vlm_jax import train
 
             return train.dry_run(experiment, filled, folder / "run", link)
-    if flags.evaluate_only and not (filled["resume"] or filled["init_from"]):
+    if not flags.evaluate_only:
+        check_writable(workdir)
+    elif not (filled["resume"] or filled["init_from"]):
         from vlm_jax.checkpoint import latest_step
 
         if latest_step(workdir) is None:

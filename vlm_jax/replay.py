@@ -42,7 +42,7 @@ def replay(folder: Path) -> int:
     about = dump.read_about(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no whole dump: it has no config.json.")
-    config = configs.from_json((folder / "config.json").read_text(), str(folder / "config.json"))
+    config = configs.from_file(folder / "config.json")
     experiment = open_experiment(config, folder.parent.parent / "assets")
     size = experiment.batch_size
     whole = dump.read_batch(folder, size)

@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from vlm_jax.data import storage as module
 from vlm_jax.data.files import find_files
 from vlm_jax.data.sources.parquet import Parquet
-from vlm_jax.data.storage import File, Storage, local_file, within
+from vlm_jax.data.storage import File, NoRoom, Storage, local_file, within
 from vlm_jax.errors import UserError
 
 DATA = bytes(range(256)) * 40
@@ -176,6 +176,8 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, remote):
     (tmp_path / "file").touch()
     storage = Storage(cache_dir=str(tmp_path / "file"))
     assert storage.read(remote, 0, 9) == DATA[:9]
+    with pytest.raises(NoRoom, match=r"data\.bin .* cannot be kept in .*file: Not a directory; make room"):
+        storage.local(remote)
 
 
 def test_a_file_as_an_object(storage, remote):

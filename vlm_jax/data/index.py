@@ -17,7 +17,7 @@ import numpy as np
 
 from vlm_jax.data.placing import placed
 from vlm_jax.data.progress import progress
-from vlm_jax.data.storage import File, Storage, content_hash, filesystem, is_remote, remote_file
+from vlm_jax.data.storage import File, NoRoom, Storage, content_hash, filesystem, is_remote, remote_file
 from vlm_jax.data.subprocesses import subprocesses
 from vlm_jax.errors import UserError
 from vlm_jax.redact import hidden
@@ -143,7 +143,7 @@ def _read(path: str, file: File, kind: str, storage: Storage) -> Index | None:
         index = from_file(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, NoRoom) as error:
         logging.warning("the index %s cannot be read and is made again: %s", hidden(path), hidden(str(error)))
         return None
     if index is None:

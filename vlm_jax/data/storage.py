@@ -34,6 +34,10 @@ def is_remote(path: str) -> bool:
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path)) and not path.startswith("file://")
 
 
+class NoRoom(Fault):
+    """What a file was to be kept in cannot be written: a full disk, or one that is read-only."""
+
+
 def without_query(path: str) -> str:
     """A path, or a URL without what changes when it is signed anew: only in web addresses does "?" begin a query."""
     return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
@@ -135,7 +139,7 @@ class Storage:
     def local(self, file: File) -> Path:
         """A path of this machine with the file's content; one of a URL is fetched as a whole, once.
 
-        Raises: UserError where it cannot be fetched, or is larger than the cache.
+        Raises: UserError where it cannot be fetched, or is larger than the cache; NoRoom where its disk is full.
         """
         if not file.remote:
             return Path(file.path)
@@ -147,7 +151,17 @@ class Storage:
         key = f"{file.path}\0{file.version}"
         starts = range(0, file.size, PIECE)
         pieces = (self.read(file, start, min(start + PIECE, file.size), keep=False) for start in starts)
-        return self._cache.path(key, file.size) or self._cache.put_pieces(key, pieces)
+        if kept := self._cache.path(key, file.size):
+            return kept
+        try:
+            return self._cache.put_pieces(key, pieces)
+        except FileNotFoundError:  # of the URL
+            raise
+        except OSError as error:
+            raise NoRoom(
+                f"{file.path} has {file.size / 1e9:.1f} GB, must be fetched whole, and cannot be kept in "
+                f"{self.cache_folder}: {error.strerror or error}; make room there, or give another cache_dir."
+            ) from error
 
     def open(self, file: File) -> io.BufferedIOBase:
         """The file for a library that wants to read and seek."""
