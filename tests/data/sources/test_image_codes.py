@@ -31,6 +31,7 @@ def write(folder: Path, *files: tuple[str, ...], **row) -> str:
 
 def test_classes_are_those_of_every_file(tmp_path):
     found = ImageCodes(write(tmp_path, ("cat", "owl"), ("cat", "owl")))
+    assert found.name == f"image_codes/{tmp_path.name}"
     assert found.class_names == ("cat", "owl") and [found[k]["label"] for k in range(2)] == [1, 1]
 
 

@@ -8,8 +8,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,6 +65,8 @@ class ImageCodes(Window):
     cache_mb: int = 2000
     storage: Storage = Storage()
 
+    KIND: ClassVar[str] = "image_codes"
+
     def __post_init__(self):
         self.validate()
 
@@ -89,10 +90,6 @@ class ImageCodes(Window):
                     f"{file.path} and {table.files[0].path} hold codes of different models: {found[-1]}, {found[0]}."
                 )
         return found[0]
-
-    @property
-    def name(self) -> str:
-        return f"image_codes/{Path(self.path).name}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
