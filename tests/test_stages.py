@@ -1,11 +1,13 @@
 """Recipes in stages: what each changes, where it starts, and that they run, resume and are not done twice."""
 
 import json
+import os
+import signal
 
 import pytest
 
 from vlm_jax import config as configs
-from vlm_jax import main, stages
+from vlm_jax import main, stages, train
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import open_experiment
@@ -101,3 +103,17 @@ def test_a_run_from_before_there_were_stages_is_a_config_still(recipe):
     old["stages"] = []
     again = configs.from_json(json.dumps(old), "config.json")
     assert not stages.names(again) and not configs.diff(again, configs.fill(config))
+
+
+def test_a_signal_while_a_stage_is_saved_keeps_the_next_from_starting(recipe, tmp_path, capsys, monkeypatch):
+    begun = []
+
+    def told_at_its_end(experiment, config, workdir, *rest):
+        begun.append(workdir.name)
+        with rest[-1].only_asked():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(train, "train", told_at_its_end)
+    assert main.main([f"--config={recipe}", f"--workdir={tmp_path}/w"]) == 128 + signal.SIGTERM
+    assert begun == ["a_towers"] and "stopped before stage b_tuning" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
 from vlm_jax.redact import hidden
+from vlm_jax.stop import Stop, Stopped, on_signals
 
 USAGE = (
     "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] "
@@ -225,6 +226,9 @@ def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
@@ -261,12 +265,18 @@ def run(argv: list[str]) -> int:
     mode = f"--evaluate_only={flags.evaluate_only} --dry_run={flags.dry_run}"
     job = job or processes.detect(flags.process_timeout)
     link = processes.join(job, [*lines, mode], flags.process_timeout)
-    with link.together():
-        return run_config(flags, overrides, config, said, link, began)
+    with on_signals(link.end) as stop, link.together():
+        return run_config(flags, overrides, config, said, link, stop, began)
 
 
 def run_config(
-    flags: argparse.Namespace, overrides: list[tuple[str, str]], config, said: Sequence[str], link, began: float
+    flags: argparse.Namespace,
+    overrides: list[tuple[str, str]],
+    config,
+    said: Sequence[str],
+    link,
+    stop: Stop,
+    began: float,
 ) -> int:
     """Everything after the arguments are understood, as one of the processes of `link`."""
     for line in said:
@@ -282,19 +292,22 @@ def run_config(
     trusted = lambda opened: trust.without_cache(opened, where, given, link.say) if where else opened
     names = stages.names(config)
     if not names:
-        return run_one(flags, config, workdir, link, trusted, began)
+        return run_one(flags, config, workdir, link, stop, trusted, began)
     wanted = [flags.stage] if flags.stage else names[-1:] if flags.evaluate_only else names
     for stage in stages.each(config, workdir, alone=flags.dry_run):
         if stage.name in wanted:
+            if code := stop.by_now(link):  # the stage before was told too late for its loop
+                link.say(f"stopped before stage {stage.name}; the same command goes on there")
+                return code
             link.say(f"stage {stage.name}: {stage.workdir}")
-            code = run_one(flags, stage.config, stage.workdir, link, trusted)
+            code = run_one(flags, stage.config, stage.workdir, link, stop, trusted)
             if code:
                 return code
     return 0
 
 
 def run_one(
-    flags: argparse.Namespace, config, workdir: Path, link, trusted: Callable, began: float | None = None
+    flags: argparse.Namespace, config, workdir: Path, link, stop: Stop, trusted: Callable, began: float | None = None
 ) -> int:
     """A run of one config.
 
@@ -332,7 +345,7 @@ def run_one(
 
     if flags.evaluate_only:
         return train.evaluate_only(experiment, filled, workdir, link)
-    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began)
+    return train.train(experiment, filled, workdir, flags.allow_config_change, link, began, stop)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from vlm_jax.health.watchdog import watched
 from vlm_jax.processes import Alone, Link
 from vlm_jax.rewind import rewind
 from vlm_jax.run import Run
-from vlm_jax.stop import Stop, on_signals
+from vlm_jax.stop import Stop
 
 
 def train(
@@ -26,14 +26,17 @@ def train(
     allow_change: bool = False,
     link: Alone | Link = Alone(),
     began: float | None = None,
+    stop: Stop | None = None,
 ) -> int:
     """Trains to the end, or goes on from where the workdir stands; returns the exit code.
 
-    `began` is when the start-up did, in seconds of `time.monotonic`; now unless given.
+    `began` is when the start-up did, in seconds of `time.monotonic`; now unless given. `stop` is what signals set; None
+    leaves them to the caller.
     """
+    stop = stop or Stop()
     with watched(experiment.stalls, link.end, began) as phases:
         run = Run.open(experiment, config, workdir, allow_change=allow_change, link=link, phases=phases)
-        with run.progress, on_signals() as stop:
+        with run.progress, stop.only_asked():
             try:
                 return _loop(run, stop)
             finally:
@@ -82,8 +85,9 @@ def _loop(run: Run, stop: Stop) -> int:
     if saved < step:
         run.save(state, step)
     stopped = step < total
-    safe = run.finish(state, step, stopped)
-    return stop.exit_code if stopped else 0 if safe else 1
+    if not run.finish(state, step, stopped):
+        return 1
+    return stop.exit_code if stopped else 0
 
 
 def evaluate_only(experiment: Experiment, config: Mapping, workdir: Path, link: Alone | Link = Alone()) -> int:

@@ -16,6 +16,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.processes.hub import LAST, Hub, encode, gone
 from vlm_jax.processes.leave import leave, tell
 from vlm_jax.redact import hidden
+from vlm_jax.stop import Stopped
 
 T = TypeVar("T")
 # An error within so many seconds of another process's end is an echo of it, and not told.
@@ -96,6 +97,8 @@ class Link:
             yield
         except UserError as error:
             self.end(str(error), error.code)
+        except Stopped as stopped:
+            self.end(str(stopped), stopped.code)
         except KeyboardInterrupt:
             self.end("interrupted", 130)
         except Exception as error:
