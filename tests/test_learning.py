@@ -143,6 +143,22 @@ def test_siglip_cifar10(tmp_path, shared_data, variant, top1):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("recipe", "baseline"),
+    [("vae_tiny", "pca"), ("vqvae_tiny", "kmeans"), ("dvae_tiny", "kmeans"), ("fsq_tiny", "kmeans")],
+)
+def test_autoencoders_are_better_than_their_baselines(tmp_path, shared_data, recipe, baseline):
+    baselines = json.loads((ROOT / "benchmarks/results/autoencoders.json").read_text())
+    data = [f"--config.data.source.path={shared_data}/cifar10/train-*.parquet"]
+    data += [f"--config.evals.reconstructions.source.path={shared_data}/cifar10/test-*.parquet"]
+    found = last_metrics(tmp_path, f"--config={recipe}", *data)
+    assert found["eval/reconstructions/examples"] == 10_000
+    assert found["eval/reconstructions/mse"] < baselines[baseline]["mse"]
+    if recipe == "vqvae_tiny":
+        assert found["eval/reconstructions/codes_used"] > 0.8
+
+
+@pytest.mark.full
 def test_cifar10_reads_and_steps(tmp_path, shared_data):
     """The same on real images, for a few steps: loading, captions from class names, evaluation."""
     data = [f"--config.data.source.path={shared_data}/cifar10/train-*.parquet", "--config.total_epochs=None"]
