@@ -110,10 +110,14 @@ def trained_tower(tmp_path: Path) -> str:
 
 
 @pytest.mark.full
-def test_eve_tiny(tmp_path):
+def test_eve_tiny_is_better_with_its_teacher(tmp_path):
     teacher = f"--config.stages.a_language.init_from.teacher={trained_tower(tmp_path)}"
-    found = last_metrics(tmp_path, "--config=eve_tiny", teacher, stage="c_tuning")
-    assert found["eval/questions/accuracy"] >= 0.74
+    taught = last_metrics(tmp_path, "--config=eve_tiny", teacher, stage="c_tuning")
+    (tmp_path / "plain").mkdir()
+    plain = last_metrics(tmp_path / "plain", "--config=eve_tiny:plain", stage="c_tuning")
+    assert taught["eval/questions/accuracy"] >= 0.77
+    assert taught["eval/questions/accuracy"] >= plain["eval/questions/accuracy"] + 0.02
+    assert taught["eval/questions/accuracy/shape"] >= plain["eval/questions/accuracy/shape"] + 0.05
 
 
 @pytest.mark.full
