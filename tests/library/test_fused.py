@@ -98,6 +98,24 @@ def test_what_cannot_be_drawn_or_read(model):
         model.draw("x" * 80)
 
 
+def test_codes_that_are_none(model):
+    with pytest.raises(UserError, match="no codes were given"):
+        model.decode_tokens(np.zeros((0, 64), int))
+    with pytest.raises(UserError, match=r"whole numbers \[n, 64\], not lists of unequal length"):
+        model.describe([[1] * 64, [1]])
+    with pytest.raises(UserError, match=r"whole numbers \[n, 64\], not int64 \[\]"):
+        model.describe(np.int64(3))
+
+
+def test_without_a_tokenizer_nothing_is_drawn(model, monkeypatch):
+    parts = {"model": dataclasses.replace(model.network, tokenizer=None)}
+    parts |= {"fusion": dataclasses.replace(model.fusion, pictures=False)}
+    alone = dataclasses.replace(model, task=dataclasses.replace(model.task, **parts))
+    monkeypatch.setattr(type(model), "draw_tokens", lambda *args, **options: pytest.fail("it draws"))
+    with pytest.raises(UserError, match="was trained on image codes and has no tokenizer of images"):
+        alone.draw("red")
+
+
 def test_evaluators(model, path, tmp_path):
     config = configs.load(str(path))
     late = {"image": model.image, "text": model.text, "pad_id": model.text.pad_id, "vocab_size": model.text.vocab_size}

@@ -118,6 +118,7 @@ class FusedModel:
         Raises:
           UserError: options that do not fit, captions that are too long, or there is no tokenizer of images.
         """
+        self._predicted(self.task, "from_tokens")  # refused before anything is drawn
         return self.decode_tokens(self.draw_tokens(captions, guidance=guidance, seed=seed, **options))
 
     def draw_tokens(
@@ -149,7 +150,13 @@ class FusedModel:
         return self._run(self.task, "from_tokens", self._checked(codes), lambda part: part)
 
     def _checked(self, codes: Any) -> Int32[np.ndarray, "n codes"]:
-        codes, ids, count = np.asarray(codes), self.fusion.vocabulary, self.fusion.image_tokens
+        ids, count = self.fusion.vocabulary, self.fusion.image_tokens
+        try:
+            codes = np.asarray(codes)
+        except ValueError:  # of lists
+            raise UserError(f"codes are whole numbers [n, {count}], not lists of unequal length.") from None
+        if codes.shape[:1] == (0,):
+            raise UserError("no codes were given.")
         if codes.ndim < 2 or codes[0].size != count or not np.issubdtype(codes.dtype, np.integer):
             raise UserError(f"codes are whole numbers [n, {count}], not {codes.dtype} {list(codes.shape)}.")
         if not 0 <= codes.min() <= codes.max() < ids.codes:
@@ -159,16 +166,21 @@ class FusedModel:
     def _run(
         self, task: EarlyFusion, name: str, items: Sequence, prepare: Callable, temperature: float = 0.0, seed: int = 0
     ) -> np.ndarray:
+        predict = self._predicted(task, name)
+
+        def one(batch: Any, start: int) -> jax.Array:
+            if not temperature:
+                return predict(batch)
+            numbers = start + jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+            return predict(batch, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers))
+
+        return Batches(self.mesh, self.batch_size).run(one, items, prepare)
+
+    def _predicted(self, task: EarlyFusion, name: str) -> Callable:
+        """A function of the task. Raises UserError where it needs a tokenizer of images and there is none."""
         found = task.predict(self.variables)
         if name not in found:
             raise UserError(
                 f"{self.source} was trained on image codes and has no tokenizer of images, which makes them."
             )
-
-        def one(batch: Any, start: int) -> jax.Array:
-            if not temperature:
-                return found[name](batch)
-            numbers = start + jnp.arange(jax.tree.leaves(batch)[0].shape[0])
-            return found[name](batch, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers))
-
-        return Batches(self.mesh, self.batch_size).run(one, items, prepare)
+        return found[name]
