@@ -2,7 +2,7 @@
 
 Captions, boxes of described objects and descriptions of boxes for a small decoder, and in the last fifth of the run
 self-distillation of 16-pixel crops and masked prediction, from the moving average of the run. Coordinates are pixels.
-Its figures have still to be measured.
+What it reaches is in docs/results.md.
 """
 
 from vlm_jax.configs import siglip_tiny

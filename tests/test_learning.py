@@ -96,6 +96,13 @@ def test_coca_tiny(tmp_path):
 
 
 @pytest.mark.full
+def test_siglip2_tiny(tmp_path):
+    found = last_metrics(tmp_path, "--config=siglip2_tiny")
+    assert found["eval/zero_shot_seen/top1"] >= 0.97 and found["eval/zero_shot_held_out/top1"] >= 0.45
+    assert found["eval/captions/exact_match"] >= 0.50 and found["eval/referring/accuracy"] >= 0.20
+
+
+@pytest.mark.full
 def test_fuyu_tiny(tmp_path):
     """From scratch: colours and numbers of objects, hardly their shapes."""
     found = last_metrics(tmp_path, "--config=fuyu_tiny")
