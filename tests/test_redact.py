@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -57,3 +59,15 @@ def test_a_read_that_is_tried_again_logs_none(caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(UserError) as error:
         Storage(tries=1).attempt(URL, fail)
     assert "try 1 of 1 failed" in caplog.text and "0123abcd" not in caplog.text + str(error.value)
+
+
+def test_the_trace_of_an_error_that_nobody_caught_shows_none():
+    program = """
+from vlm_jax.main import guarded
+def fails():
+    raise OSError("no https://me:{}@host/a.tar?sig={}".format("pass", "hush"))
+guarded(fails)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("Traceback") and "in fails" in done.stderr
+    assert done.stderr.endswith("\nOSError: no https://***@host/a.tar?sig=***\n")

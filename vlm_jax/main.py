@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vlm_jax.errors import UserError, closest
-from vlm_jax.redact import hidden
+from vlm_jax.redact import hidden, tell, tell_uncaught
 from vlm_jax.stop import Stop, Stopped, on_signals
 
 USAGE = (
@@ -221,16 +221,17 @@ def show(text: str) -> None:
 
 def guarded(program: Callable[[], int], interrupted: str = "interrupted") -> int:
     """The exit code of a program: an error's where it tells of one in a line (`UserError`), 130 where interrupted."""
+    tell_uncaught()
     try:
         return program()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return error.code
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        tell(str(stopped))
         return stopped.code
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        tell(interrupted)
         return 130
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+import traceback
 from typing import Any
 
 HIDDEN = "***"
@@ -27,3 +30,14 @@ def hidden_in(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: hidden_in(inner) for key, inner in value.items()}
     return type(value)(map(hidden_in, value)) if isinstance(value, (list, tuple)) else value
+
+
+def tell(text: str) -> None:
+    """Prints to standard error, without what is secret. Nobody may be there to read it, as where `| tee` has died."""
+    with contextlib.suppress(OSError, ValueError):
+        print(hidden(text), file=sys.stderr, flush=True)
+
+
+def tell_uncaught() -> None:
+    """From now on the trace of an error that ends the program is told in that way."""
+    sys.excepthook = lambda *error: tell("".join(traceback.format_exception(*error)).rstrip())

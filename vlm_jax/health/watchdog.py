@@ -16,7 +16,8 @@ from typing import TextIO
 from vlm_jax.data.workers import STACKS
 from vlm_jax.errors import Fault, UserError
 from vlm_jax.health.phases import COMPILE, DATA, STEPS, Phases
-from vlm_jax.processes.leave import briefly, tell
+from vlm_jax.processes.leave import briefly
+from vlm_jax.redact import tell
 
 # Seconds between two looks; short limits are looked at more often.
 TICK = 1.0

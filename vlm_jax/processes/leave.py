@@ -9,16 +9,10 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from vlm_jax.redact import hidden
+from vlm_jax.redact import tell
 
 # Seconds for last words; a pipe that nobody reads would take them for ever.
 BRIEFLY = 5.0
-
-
-def tell(text: str) -> None:
-    """Prints to standard error, without what is secret. Nobody may be there to read it, as where `| tee` has died."""
-    with contextlib.suppress(OSError, ValueError):
-        print(hidden(text), file=sys.stderr, flush=True)
 
 
 def briefly(say: Callable[[], None]) -> None:

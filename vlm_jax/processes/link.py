@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 
 from vlm_jax.errors import UserError
 from vlm_jax.processes.hub import LAST, Hub, encode, gone
-from vlm_jax.processes.leave import leave, tell
-from vlm_jax.redact import hidden
+from vlm_jax.processes.leave import leave
+from vlm_jax.redact import hidden, tell
 from vlm_jax.stop import Stopped
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ class Link:
             self.end("interrupted", 130)
         except Exception as error:
             time.sleep(ECHO)
-            tell(traceback.format_exc())
+            tell(traceback.format_exc().rstrip())
             self.end(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", 1)
         self._done = True
         self._send({"bye": True})
