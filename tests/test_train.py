@@ -1,5 +1,6 @@
 """Runs from the command line to the end: what is written, what is resumed, what survives being killed."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,6 +227,23 @@ def test_a_workdir_is_a_config(whole, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "resumed from step 12" in out and "zero_shot_seen: top1" in out
     assert "sets config.compilation_cache=theirs" in out and jax.config.jax_compilation_cache_dir != "theirs"
+
+
+@pytest.mark.full
+def test_a_dry_run_compares_bits(tmp_path, capsys, monkeypatch):
+    """Zeros come back with another sign, which `==` takes for the same."""
+    begin = startup.begin
+
+    def restored(plan, store, warn):
+        start = begin(plan, store, warn)
+        if store.last is None:
+            return start
+        opt = jax.tree.map(lambda x: jnp.where(x == 0, -x, x), start.state.opt)
+        return dataclasses.replace(start, state=start.state.replace(opt=opt))
+
+    monkeypatch.setattr(startup, "begin", restored)
+    assert main(flags(tmp_path / "run", "--dry_run", "--config.evals={}")) == 2
+    assert "the restored state differs from the saved one in opt/" in capsys.readouterr().err
 
 
 def test_a_dry_run_does_everything_once_and_keeps_nothing(tmp_path, capsys):

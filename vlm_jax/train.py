@@ -9,8 +9,10 @@ from pathlib import Path
 import jax
 
 from vlm_jax import dump, startup
+from vlm_jax.checkpoint.fingerprint import differing, fingerprint
 from vlm_jax.errors import UserError
 from vlm_jax.experiment import Experiment
+from vlm_jax.health.phases import CHECKPOINTS
 from vlm_jax.health.verdicts import Verdict
 from vlm_jax.health.watchdog import watched
 from vlm_jax.processes import Alone, Link
@@ -40,7 +42,8 @@ def train(
             try:
                 return _loop(run, stop)
             finally:
-                run.close()
+                with phases.during(CHECKPOINTS):  # it may wait for one
+                    run.close()
 
 
 def _loop(run: Run, stop: Stop) -> int:
@@ -59,12 +62,15 @@ def _loop(run: Run, stop: Stop) -> int:
         names, saving = run.due_evaluators(step, step == total), owed or run.due_save(step)
         # Before a pause all is waited for: the steps in flight are training, and not part of it.
         verdict = run.judge(metrics, all_of_them=bool(names) or saving or step in (first + 1, total))
-        if verdict is Verdict.STOP:
-            dump.give_up(run, state, step, metrics)
-        if verdict is Verdict.REWIND and (back := rewind(run, state, step, metrics)):
-            state, window, owed = back, [], False
-            step = saved = int(state.step)
-            continue
+        if verdict is not Verdict.GO_ON:
+            with run.phases.during(CHECKPOINTS):  # a dump takes as long as one
+                if verdict is Verdict.STOP:
+                    dump.give_up(run, state, step, metrics)
+                back = rewind(run, state, step, metrics)
+            if back:
+                state, window, owed = back, [], False
+                step = saved = int(state.step)
+                continue
         if step == first + 1:
             run.chrono.restart(step)
         if run.due("log", step) or step in (first + 1, total):
@@ -115,9 +121,8 @@ def dry_run(experiment: Experiment, config: Mapping, folder: Path, link: Alone |
             if not run.store.wait():
                 raise UserError("the checkpoint could not be saved; the line above says why.")
             again = startup.begin(run.plan, run.store, run.warn).state
-            same = jax.tree.map(lambda a, b: bool((a == b).all()), state, again)
-            if not all(jax.tree.leaves(same)):
-                raise UserError("the restored state differs from the saved one; do not start this run.")
+            if wrong := differing(fingerprint(state), fingerprint(again)):
+                raise UserError(f"the restored state differs from the saved one in {wrong[0]}; do not start this run.")
             run.write_report()
             run.progress.note("dry run: step, evaluators, save and restore all worked")
         finally:

@@ -14,10 +14,13 @@ import pytest
 
 from tests.multi.jobs import ROOT, Job, free_port, losses, run_flags
 from tests.test_train import start
+from vlm_jax import train
 from vlm_jax.checkpoint import latest_step, read_meta
 from vlm_jax.errors import UserError
-from vlm_jax.health.phases import COMPILE, DATA, STEPS, Phases
+from vlm_jax.health.phases import CHECKPOINTS, COMPILE, DATA, STEPS, Phases
+from vlm_jax.health.verdicts import Verdict
 from vlm_jax.health.watchdog import Stalls, Watchdog
+from vlm_jax.stop import Stop
 
 HEAD = """
 import ctypes, os, sys, threading, time
@@ -78,6 +81,36 @@ def test_limits_are_of_phases():
     assert Stalls(data=None).limit(DATA) is None and Stalls(other=5).limit(COMPILE) == 5
     with pytest.raises(UserError, match=r"stalls.step=0 must be above zero"):
         Stalls(step=0)
+
+
+@pytest.mark.parametrize(("verdict", "name"), [(Verdict.STOP, "give_up"), (Verdict.REWIND, "rewind")])
+def test_a_dump_and_a_way_back_have_the_time_of_a_checkpoint(verdict, name, monkeypatch):
+    """What a step may take is often less than writing one out does."""
+
+    class Done(Exception):
+        pass
+
+    def noted(run, *_):
+        raise Done(run.phases.at[0])
+
+    monkeypatch.setattr(train.dump if name == "give_up" else train, name, noted)
+    phases = Phases()
+    phases.enter(STEPS)
+    run = SimpleNamespace(
+        start=SimpleNamespace(state=SimpleNamespace(step=3)),
+        total=9,
+        phases=phases,
+        progress=SimpleNamespace(update=lambda step: None),
+        agreed=lambda stop: False,
+        begin=lambda step: None,
+        next_batch=lambda: None,
+        update=lambda state, batch: (state, {}),
+        due_evaluators=lambda step, last: [],
+        due_save=lambda step: False,
+        judge=lambda metrics, all_of_them: verdict,
+    )
+    with pytest.raises(Done, match=CHECKPOINTS):
+        train._loop(run, Stop())
 
 
 def test_a_process_ends_with_the_stacks_of_all_its_threads():
