@@ -296,7 +296,7 @@ class Batches:
         self._next_index, self._apportionment = load.next_index, load.make.apportionment
         self._tally = data_state.Tally(list(pipeline.parts), state)
         self._waited = 0.0
-        options = dict(rows=rows, threads=pipeline.threads, prefetch=pipeline.prefetch)
+        options = dict(rows=rows, threads=pipeline.threads, prefetch=pipeline.prefetch, window=pipeline.window[1])
         if pipeline.workers:
             self._stream = WorkerStream(load, spec=load.make.spec, workers=pipeline.workers, **options)
         else:

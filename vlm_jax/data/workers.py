@@ -19,7 +19,7 @@ from multiprocessing import connection, util
 
 import numpy as np
 
-from vlm_jax.data.stream import CHUNK
+from vlm_jax.data.stream import CHUNK, chunked
 from vlm_jax.errors import Fault, UserError
 
 Load = Callable[[int, np.ndarray], tuple[dict[str, np.ndarray], list]]
@@ -41,7 +41,9 @@ class WorkerStream:
     however this process ends. When it does, the workers' pipes close, and so they end too.
     """
 
-    def __init__(self, load: Load, *, spec: Spec, rows: np.ndarray, workers: int, threads: int, prefetch: int):
+    def __init__(
+        self, load: Load, *, spec: Spec, rows: np.ndarray, workers: int, threads: int, prefetch: int, window: int = 1
+    ):
         """Starts the workers.
 
         Args:
@@ -49,11 +51,12 @@ class WorkerStream:
           spec: shape of one row and type of each array that it gives.
           threads: of each worker; 0 is one.
           prefetch: steps prepared ahead; 0 begins a step when it is asked for.
+          window: rows that are made together; no two workers make one.
 
         Raises: UserError where `load` does not pickle.
         """
-        size = min(CHUNK, -(-len(rows) // workers))
-        self._chunks = -(-len(rows) // size)
+        places = chunked(rows, min(CHUNK, -(-len(rows) // workers)), window)
+        self._chunks = len(places)
         self._prefetch, self._slots = prefetch, max(1, prefetch)
         context = multiprocessing.get_context("spawn")
         memory = [context.RawArray(ctypes.c_uint8, _bytes(spec, len(rows))) for _ in range(self._slots)]
@@ -68,7 +71,7 @@ class WorkerStream:
                 for i in range(workers):
                     ours, theirs = context.Pipe()
                     self._pipes.append(ours)
-                    arguments = (theirs, load, memory, spec, rows, self._chunks, max(1, threads))
+                    arguments = (theirs, load, memory, spec, rows, places, max(1, threads))
                     process = context.Process(target=_work, args=arguments, name=f"data worker {i}", daemon=True)
                     with theirs:
                         process.start()
@@ -140,14 +143,13 @@ class WorkerStream:
         return error(f"worker process {worker} of the data {how}. The run can be started again where it was saved.")
 
 
-def _work(pipe, load: Load, memory: list, spec: Spec, rows: np.ndarray, chunks: int, threads: int) -> None:
+def _work(pipe, load: Load, memory: list, spec: Spec, rows: np.ndarray, places: list, threads: int) -> None:
     """What a worker does: parts of steps as they are asked for, until the pipe is closed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     faulthandler.register(STACKS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, STACKS))
     slots = [_arrays(shared, spec, len(rows)) for shared in memory]
-    places = np.array_split(np.arange(len(rows)), chunks)
     lock = threading.Lock()
 
     def do(step: int, chunk: int) -> None:
