@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers import small_flags
+from vlm_jax import workdirs
 from vlm_jax.errors import UserError
-from vlm_jax.main import check_writable, main, split_overrides
+from vlm_jax.main import main, split_overrides
 
 
 def refused(arguments: list[str], capsys, code: int = 2) -> str:
@@ -109,10 +110,10 @@ def test_errors_are_one_line(name, folder, capsys):
 
 
 def test_a_workdir_that_may_not_be_written_to(tmp_path, monkeypatch):
-    check_writable(tmp_path / "a" / "b")
+    workdirs.check_writable(tmp_path / "a" / "b")
     monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)  # root may write to all
     with pytest.raises(UserError, match=f"{tmp_path} may not be written to; name another"):
-        check_writable(tmp_path / "a" / "b")
+        workdirs.check_writable(tmp_path / "a" / "b")
 
 
 def test_no_device_is_touched_before_mistakes_are_told(folder):

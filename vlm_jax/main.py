@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vlm_jax import workdirs
 from vlm_jax.errors import UserError, closest
 from vlm_jax.redact import hidden, tell, tell_uncaught
 from vlm_jax.stop import Stop, Stopped, on_signals
@@ -21,9 +19,6 @@ USAGE = (
     "python -m vlm_jax.main --config=NAME|PATH|WORKDIR[:VARIANT] [--config.KEY=VALUE ...] "
     "[--bind='Target.param=VALUE' ...]"
 )
-
-# What decides how soon a batch is there, and not which one it is, or how long is waited: a run may go on with others.
-SPEED = r"(data\.(workers|threads|prefetch|cache)|stalls\.\w+): "
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,37 +175,6 @@ def cpu_variant(flags: argparse.Namespace, say: Callable[[str], None]) -> str | 
     return "smoke"
 
 
-def check_workdir(workdir: Path, config, allow_change: bool, say: Callable[[str], None]) -> None:
-    """A workdir goes on only with the config it was begun with. Raises UserError with the differences."""
-    from vlm_jax import config as configs
-
-    path = workdir / "config.json"
-    if "://" in str(workdir) or str(workdir).startswith("gs:"):
-        raise UserError(
-            f"--workdir={workdir} is no local folder; mount the bucket and name the folder it is mounted on."
-        )
-    if workdir.is_file():
-        raise UserError(f"--workdir={workdir} is a file; name a folder.")
-    if not path.is_file():
-        return
-    changes = configs.diff(configs.from_file(path, known=configs.targets(config)), config)
-    if not allow_change and (changed := [change for change in changes if not re.match(SPEED, change)]):
-        shown = "; ".join(changed[:8]) + ("; ..." if len(changed) > 8 else "")
-        raise UserError(
-            f"{workdir} belongs to another config ({shown}); take another --workdir, or --allow_config_change."
-        )
-    for change in changes:
-        say(f"config change: {change}")
-
-
-def check_writable(workdir: Path) -> None:
-    """Raises UserError for a workdir that a run cannot write to; makes nothing."""
-    there = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "may not be written to" if there.is_dir() else "is no folder"
-        raise UserError(f"--workdir={workdir} cannot be written: {there} {why}; name another one.")
-
-
 def show(text: str) -> None:
     """Prints; a reader that has seen enough (`| head`) is no error."""
     try:
@@ -285,7 +249,7 @@ def run_config(
     variant = cpu_variant(flags, link.say)
     if variant:
         config = resolved_config(flags, overrides, variant)
-    workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, variant)
+    workdir = Path(flags.workdir) if flags.workdir else workdirs.default(flags.config, variant)
 
     from vlm_jax import stages, trust
 
@@ -320,19 +284,19 @@ def run_one(
     from vlm_jax import config as configs
 
     filled = configs.fill(config)
-    check_workdir(workdir, filled, flags.allow_config_change, link.say)
+    workdirs.check(workdir, filled, flags.allow_config_change, link.say)
 
     from vlm_jax.experiment import open_experiment
 
     if flags.dry_run:
-        with throw_away(workdir, link) as folder:
+        with workdirs.throw_away(workdir, link) as folder:
             experiment = trusted(link.in_turn(lambda: open_experiment(config, folder / "assets")))
 
             from vlm_jax import train
 
             return train.dry_run(experiment, filled, folder / "run", link)
     if not flags.evaluate_only:
-        check_writable(workdir)
+        workdirs.check_writable(workdir)
     elif not (filled["resume"] or filled["init_from"]):
         from vlm_jax.checkpoint import latest_step
 
@@ -349,29 +313,6 @@ def run_one(
     return train.train(experiment, filled, workdir, flags.allow_config_change, link, began, stop)
 
 
-@contextlib.contextmanager
-def throw_away(workdir: Path, link) -> Iterator[Path]:
-    """A folder that all processes see, gone afterwards; for many it lies beside the workdir, which they share."""
-    beside = workdir.absolute().with_name(f"{workdir.name}.dry_run")
-    if link.index:
-        yield beside
-        link.gather(None)
-        return
-    parents = [parent for parent in beside.parents if not parent.exists()]
-    if link.count > 1:
-        shutil.rmtree(beside, ignore_errors=True)  # what a killed one has left
-        beside.mkdir(parents=True)
-    try:
-        with contextlib.nullcontext(beside) if link.count > 1 else tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-            link.gather(None)
-    finally:
-        if link.count > 1:
-            shutil.rmtree(beside, ignore_errors=True)
-            for parent in parents:
-                parent.rmdir()
-
-
 def run_plan(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """`--plan`: needs neither the machine nor data; the devices that are here are left alone."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
@@ -382,18 +323,8 @@ def run_plan(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         return 0
     topologies.parse(flags.plan)  # wrong names first
     config = one_stage(resolved_config(flags, overrides, say=show), flags, show)
-    workdir = Path(flags.workdir) if flags.workdir else default_workdir(flags.config, None)
+    workdir = Path(flags.workdir) if flags.workdir else workdirs.default(flags.config, None)
     return plan(config, flags.plan, workdir, full=flags.plan_full, say=show)
-
-
-def default_workdir(spec: str, variant: str | None) -> Path:
-    """The workdir that was named as config; else `workdirs/RECIPE[-VARIANT]`."""
-    from vlm_jax import config as configs
-
-    name, asked = configs.split_spec(spec)
-    if configs.names_workdir(name):
-        return Path(name)
-    return Path("workdirs") / "-".join(part for part in (Path(name).stem, asked or variant) if part)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from vlm_jax import config as configs
 from vlm_jax import environment, flops, program, report, rewind, shared, startup
 from vlm_jax import mesh as meshes
+from vlm_jax.batches import open_batches
 from vlm_jax.checkpoint import Store
 from vlm_jax.chrono import Chrono
 from vlm_jax.errors import UserError
@@ -363,20 +364,6 @@ class Run:
             self.pulse.stop()
 
 
-def open_batches(plan: startup.Plan, state: dict | None, allow_change: bool = False):
-    """The batches of this process, from where the state says."""
-    experiment = plan.experiment
-    return experiment.data.batches(
-        seed=experiment.seed,
-        batch_size=experiment.batch_size,
-        rows=meshes.local_rows(plan.mesh, experiment.batch_size),
-        state=state,
-        allow_change=allow_change,
-        overfit_batches=experiment.overfit_batches,
-        counted=_first_holder(plan.mesh, experiment.batch_size),
-    )
-
-
 def _ahead(mesh: jax.sharding.Mesh) -> int:
     """Steps that may wait on the devices: enough to keep them busy, few enough to hold few batches.
 
@@ -384,14 +371,6 @@ def _ahead(mesh: jax.sharding.Mesh) -> int:
     threads, up to a deadlock.
     """
     return 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 2
-
-
-def _first_holder(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
-    """The rows that no process before this one holds: what several hold is counted once."""
-    first = np.full(batch_size, jax.process_count())
-    for device, index in meshes.batch_sharding(mesh).devices_indices_map((batch_size,)).items():
-        first[index] = np.minimum(first[index], device.process_index)
-    return np.flatnonzero(first == jax.process_index())
 
 
 def _files(experiment: Experiment, config: Mapping, workdir: Path) -> list[Any]:
