@@ -9,7 +9,7 @@ from vlm_jax import config as configs
 from vlm_jax import interop, tree, warm_start
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.errors import UserError
-from vlm_jax.interop import encoder_decoder, hugging_face, table, writing
+from vlm_jax.interop import described, encoder_decoder, hugging_face, table, writing
 from vlm_jax.interop.imported import template
 from vlm_jax.models.captioner import Captioner, TextDecoder
 from vlm_jax.models.vit import ViT
@@ -83,7 +83,7 @@ def test_published_size_by_names_and_shapes():
             tied=True, activation="gelu", norm_eps=1e-5, scan=True, pad_id=1, eos_id=2,
         ),
     )  # fmt: skip
-    config, names = hugging_face.describe(model)
+    config, names = described.describe(model)
     with torch.device("meta"):
         encoder = t.ViTConfig(image_size=384, qkv_bias=False)
         theirs = t.VisionEncoderDecoderModel(
@@ -117,7 +117,7 @@ def test_what_is_not_supported_is_named(part, changes, message):
 def test_what_it_cannot_express_is_named():
     model = Captioner(decoder=TextDecoder(depth=1))
     with pytest.raises(UserError, match=r"TrOCRForCausalLM cannot express decoder\.norm='pre'; it has 'post'"):
-        hugging_face.describe(model)
+        described.describe(model)
 
 
 def test_it_is_trained_on_whole_or_from_its_image_tower(tmp_path):

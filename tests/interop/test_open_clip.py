@@ -127,12 +127,12 @@ def test_every_size_that_can_be_written_is_one_of_timms():
 
 @pytest.mark.parametrize("recipe", ["siglip_b16", "siglip_l16", "siglip_so400m14", "clip_b32", "clip_b16"])
 def test_recipes_of_published_sizes_can_be_written(recipe):
-    from vlm_jax.interop import hugging_face
+    from vlm_jax.interop import described
     from vlm_jax.interop import open_clip as ours
 
     late = {"vocab_size": 49_408, "pad_id": 49_407, "eos_id": 49_407}
     model = configs.build(configs.load(recipe).task.model, **late)
-    assert hugging_face.describe(model)[0]["model_type"] == recipe[: recipe.index("_")]
+    assert described.describe(model)[0]["model_type"] == recipe[: recipe.index("_")]
     config, _ = ours.describe(model)
     notes = ours.differences(model, config)
     if recipe == "siglip_b16":  # which trains with the approximate GELU of the paper
