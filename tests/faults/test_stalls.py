@@ -141,7 +141,7 @@ def test_a_thread_that_lets_no_other_run_is_ended_too():
     assert process.returncode == 1 and "Timeout" in said and "Thread" in said
 
 
-@pytest.mark.parametrize("reader", ["gone", "asleep"])
+@pytest.mark.parametrize("reader", ["gone", pytest.param("asleep", marks=pytest.mark.full)])
 def test_a_process_ends_though_nobody_reads_what_it_says(reader):
     """As with `2>&1 | tee` where tee has died, or does not read."""
     theirs, ours = os.pipe()
@@ -198,7 +198,13 @@ with link.together(), watched(Stalls(step=2), link.end) as phases, phases.during
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGSTOP, id="hanging", marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_the_other_process_ends_too(number, lost):
     port = str(free_port())

@@ -53,6 +53,7 @@ def test_sigmoid_of_a_million_pairs(tpu):
     assert found.cycles <= 1.2 * floor("v5e", 2**20, 256, products=3)
 
 
+@pytest.mark.full
 def test_sigmoid_of_small_local_batches(tpu):
     program = compiled(sigmoid_loss, tpu("v5e:16x16"), 2**15, scalars=2)
     assert hlo.read(program).cycles <= 3 * floor("v5e", 2**15, 256, products=3)
