@@ -16,7 +16,6 @@ import jax
 
 from vlm_jax import dump, report, startup
 from vlm_jax.checkpoint import latest_step, read_meta
-from vlm_jax.health.phases import CHECKPOINTS
 from vlm_jax.state import TrainState
 
 if TYPE_CHECKING:
@@ -68,9 +67,8 @@ def rewind(run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Arr
     Raises: UserError where that was done too often.
     """
     spikes, data = run.experiment.guards.spikes, run.batches.state(run.link.gather)
-    with run.phases.during(CHECKPOINTS):
-        run.store.wait()
-        last = run.link.gather(_last(run.workdir))[0]
+    run.store.wait()
+    last = run.link.gather(_last(run.workdir))[0]
     run.verdicts.forget()
     if last is None:
         run.warn(f"step {step}: the loss leaps, and there is no checkpoint to go back to; going on")
@@ -84,8 +82,7 @@ def rewind(run: Run, state: TrainState, step: int, metrics: Mapping[str, jax.Arr
     write(run, note)  # first, so that a run that dies of what follows does not meet the spike again
     for leaf in jax.tree.leaves(state):
         leaf.delete()
-    with run.phases.during(CHECKPOINTS):
-        to, items, meta = run.store.restore_latest(startup.to_items(run.plan.placed()))
+    to, items, meta = run.store.restore_latest(startup.to_items(run.plan.placed()))
     if to != note["to"]:  # that one is damaged
         note = {**note, "to": to, "data": meta["data"]["next_index"]}
         write(run, note)

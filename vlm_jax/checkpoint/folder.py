@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,7 +162,12 @@ def hindrance(error: Exception) -> str:
     """What the system said where it could not read at all, also inside of another error; else nothing."""
     if isinstance(error, OSError) and error.errno not in (None, *OF_CONTENT):
         return error.strerror or str(error)
-    return next((text for text in map(os.strerror, HINDRANCES) if text in str(error)), "")
+    return said_by_system(error, HINDRANCES)
+
+
+def said_by_system(error: Exception, numbers: Iterable[int]) -> str:
+    """Which of the system's messages an error of a library holds; else nothing."""
+    return next((text for text in map(os.strerror, numbers) if text in str(error)), "")
 
 
 def read_meta(step_folder: str | Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ from vlm_jax.errors import Fault, UserError
 
 Tree = Any
 
+# Errors of the system for which a save fails, wherever TensorStore puts their messages.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
 # Seconds after which a save that failed is tried again; they double each time.
 FIRST_RETRY, LAST_RETRY, NEVER = 30.0, 600.0, math.inf
 SHOWN = 20  # kinds of arrays that an error names
@@ -321,10 +322,7 @@ class Kept:
 
 def _why(error: Exception) -> str:
     """What the system said, wherever TensorStore has put it; else the start of the error."""
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE):
-        if os.strerror(number) in str(error):
-            return os.strerror(number)
-    return gist(error)
+    return disk.said_by_system(error, UNWRITABLE) or gist(error)
 
 
 def _join(items: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlm_jax.data.errors import UnreadableRecord
-from vlm_jax.data.sources.parquet_table import ParquetTable
+from vlm_jax.data.sources.parquet_table import ParquetTable, hugging_face_names
 from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage, content_hash
 from vlm_jax.errors import UserError
@@ -102,7 +102,8 @@ class ImageCodes(Window):
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names in label order, () where there are none. Raises UserError where files differ in them."""
-        files, found = self._table.files, [_class_names(schema) for schema in self._table.schemas]
+        files, schemas = self._table.files, self._table.schemas
+        found = [hugging_face_names(schema, "label" if "label" in schema.names else None) for schema in schemas]
         for file, names in zip(files, found):
             if names != found[0]:
                 raise UserError(
@@ -148,13 +149,6 @@ class ImageCodes(Window):
     @property
     def _columns(self) -> list[str]:
         return ["image_codes", "text", "key", *(["label"] if self.class_names else [])]
-
-
-def _class_names(schema) -> tuple[str, ...]:
-    """Of a file, () where its rows have no labels."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = features.get("info", {}).get("features", {}).get("label", {}).get("names", ())
-    return tuple(names) if "label" in schema.names else ()
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from vlm_jax.data.errors import UnreadableRecord
 from vlm_jax.data.sources.base import Missing
-from vlm_jax.data.sources.parquet_table import ParquetTable
+from vlm_jax.data.sources.parquet_table import ParquetTable, hugging_face_names
 from vlm_jax.data.sources.window import Window
 from vlm_jax.data.storage import Storage
 from vlm_jax.errors import UserError, closest
@@ -103,7 +103,7 @@ class Parquet(Window):
         if self.classes:
             return tuple(self.classes)
         if self.class_name_column is None:
-            return _hugging_face_names(self._table.schemas[0], self.label_column)
+            return hugging_face_names(self._table.schemas[0], self.label_column)
         if self.label_column is None:
             return tuple(sorted({name for (name,) in self._table.scan([self.class_name_column]) if name is not None}))
         rows = set(self._table.scan([self.label_column, self.class_name_column]))
@@ -236,12 +236,3 @@ def _column_kinds() -> dict:
         "class_name_column": ("strings (integers go into label_column)", string),
         "objects_column": ("lists of structs of a string 'text' and a list of floats 'box'", objects),
     }
-
-
-def _hugging_face_names(schema, column: str | None) -> tuple[str, ...]:
-    """Names of a ClassLabel feature, from the metadata that Hugging Face datasets put into the schema."""
-    written = (schema.metadata or {}).get(b"huggingface")
-    if not written or column is None:
-        return ()
-    feature = json.loads(written).get("info", {}).get("features", {}).get(column, {})
-    return tuple(feature.get("names", ()))

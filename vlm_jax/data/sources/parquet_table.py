@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -103,3 +104,12 @@ def _footer(file: File, storage: Storage):
 def _readable(file: File, storage: Storage):
     """What pyarrow reads: the path of a file that is here, else an object that fetches what is asked for."""
     return storage.open(file) if file.remote else file.path
+
+
+def hugging_face_names(schema, column: str | None) -> tuple[str, ...]:
+    """Names of a ClassLabel feature, from the metadata that Hugging Face datasets put into the schema."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    if not written or column is None:
+        return ()
+    feature = json.loads(written).get("info", {}).get("features", {}).get(column, {})
+    return tuple(feature.get("names", ()))

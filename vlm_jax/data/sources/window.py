@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from vlm_jax.data.storage import without_query
 from vlm_jax.errors import UserError
 
+LEAST = {"skip": 0, "limit": 1, "cache_mb": 0}
+
 
 class Window(abc.ABC):
     """A base of dataclasses with `path`, `skip`, `limit` and, where row groups are kept, `cache_mb`."""
@@ -31,13 +33,12 @@ class Window(abc.ABC):
 
     def check_options(self) -> None:
         """Raises UserError for options that no files fit."""
-        names = [name for name in ("skip", "limit", "cache_mb") if hasattr(self, name)]
-        least = {name: int(name == "limit") for name in names}
-        values = {name: getattr(self, name) for name in names}
-        if any(value is not None and value < least[name] for name, value in values.items()):
-            given = ", ".join(f"{name}={value}" for name, value in values.items())
-            wanted = " and ".join(", ".join(f"{name} >= {value}" for name, value in least.items()).rsplit(", ", 1))
-            raise UserError(f"{type(self).__name__}({given}): wanted are {wanted}.")
+        least = {name: value for name, value in LEAST.items() if hasattr(self, name)}
+        given = {name: getattr(self, name) for name in least}
+        if any(value is not None and value < least[name] for name, value in given.items()):
+            said = ", ".join(f"{name}={value}" for name, value in given.items())
+            wanted = ", ".join(f"{name} >= {value}" for name, value in least.items())
+            raise UserError(f"{type(self).__name__}({said}): wanted are {wanted}.")
 
     def check_count(self) -> None:
         """Raises UserError where no row is left."""
