@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from vlm_jax.losses import cross_entropy, reference
 
+F32 = jnp.float32
+
 
 def problem(tokens: int, vocab: int, dim: int, seed: int = 0, dtype=np.float32):
     rng = np.random.default_rng(seed)
@@ -35,11 +37,14 @@ def gradients(loss, hidden, embedding, labels, **options):
     block=st.sampled_from([(1024, 4096), (8, 16), (7, 13), (1, 90)]),
     z_loss=st.sampled_from([0.0, 1e-2]),
     soft_cap=st.sampled_from([None, 5.0]),
+    weighted=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_shape_equals_the_dense_twin(pairs, tokens, vocab, dim, block, z_loss, soft_cap, seed):
+def test_any_shape_equals_the_dense_twin(pairs, tokens, vocab, dim, block, z_loss, soft_cap, weighted, seed):
     inputs = problem(tokens, vocab, dim, seed)
     options = {"z_loss": z_loss, "soft_cap": soft_cap}
+    if weighted:
+        options["weights"] = jnp.asarray(np.random.default_rng(seed).random(tokens) * (np.arange(tokens) % 3), F32)
     want = gradients(reference.cross_entropy, *inputs, **options)
     pairs.assert_close(gradients(cross_entropy, *inputs, block=block, **options), want, floor=1e-6)
 
@@ -56,22 +61,22 @@ MESHES = [
 @pytest.mark.parametrize("sizes, axes, vocab_axes", MESHES, ids=str)
 def test_tokens_and_vocabulary_may_be_split(pairs, sizes, axes, vocab_axes):
     hidden, embedding, labels = problem(40, 24, 6)
+    weights = jnp.linspace(0.0, 2.0, 40)
     options = {"z_loss": 1e-2, "soft_cap": 8.0}
-    want = gradients(reference.cross_entropy, hidden, embedding, labels, **options)
+    want = gradients(reference.cross_entropy, hidden, embedding, labels, weights=weights, **options)
     mesh, tokens, vocab = pairs.make_mesh(**sizes), P(axes), P(vocab_axes)
 
-    def loss(hidden, embedding, labels):
-        return cross_entropy(
-            hidden, embedding, labels, axis_name=axes, vocab_axis_name=vocab_axes, block=(3, 5), **options
-        )
+    def loss(hidden, embedding, labels, weights):
+        split = {"axis_name": axes, "vocab_axis_name": vocab_axes, "block": (3, 5)}
+        return cross_entropy(hidden, embedding, labels, weights=weights, **split, **options)
 
-    specs = (tokens, vocab, tokens)
-    outside = lambda h, e: jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=P())(h, e, labels)
+    specs = (tokens, vocab, tokens, tokens)
+    outside = lambda h, e: jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=P())(h, e, labels, weights)
     pairs.assert_close(jax.jit(jax.value_and_grad(outside, (0, 1)))(hidden, embedding), want)
     inside = jax.shard_map(
         jax.value_and_grad(loss, (0, 1)), mesh=mesh, in_specs=specs, out_specs=(P(), (tokens, vocab))
     )
-    pairs.assert_close(jax.jit(inside)(hidden, embedding, labels), want)
+    pairs.assert_close(jax.jit(inside)(hidden, embedding, labels, weights), want)
 
 
 def test_an_axis_of_one_device_may_be_left_out_of_the_specs(pairs):
@@ -87,13 +92,14 @@ def test_an_axis_of_one_device_may_be_left_out_of_the_specs(pairs):
         pairs.assert_close(gradients(mapped, hidden, embedding, labels), want)
 
 
-def test_log_sum_exp_is_that_of_the_whole_vocabulary(pairs):
+def test_losses_are_those_of_each_token_over_the_whole_vocabulary(pairs):
     hidden, embedding, labels = problem(16, 24, 6)
-    labels = jnp.abs(labels)
-    want = jax.nn.logsumexp(hidden @ embedding.T, axis=1)
-    pairs.assert_close(cross_entropy(hidden, embedding, labels, return_log_sum_exp=True)[1], want)
+    weights = jnp.arange(16.0)
+    logits = jax.nn.log_softmax(hidden @ embedding.T, axis=1)
+    want = jnp.where(labels < 0, 0, -logits[jnp.arange(16), labels])
+    pairs.assert_close(cross_entropy(hidden, embedding, labels, weights=weights, return_losses=True)[1], want)
     mapped = jax.shard_map(
-        lambda *args: cross_entropy(*args, vocab_axis_name="tensor", return_log_sum_exp=True)[1],
+        lambda *args: cross_entropy(*args, vocab_axis_name="tensor", return_losses=True)[1],
         mesh=pairs.make_mesh(tensor=4),
         in_specs=(P(), P("tensor"), P()),
         out_specs=P(),
@@ -130,9 +136,6 @@ def test_keeps_a_number_a_token_for_the_backward_pass():
     assert kept - sum(x.nbytes for x in (hidden, embedding)) < 2**17
 
 
-F32 = jnp.float32
-
-
 @pytest.mark.parametrize(
     "hidden, embedding, labels, options, says",
     [
@@ -142,6 +145,7 @@ F32 = jnp.float32
         (((4, 3), F32), ((5, 3), F32), ((5,), jnp.int32), {}, r"labels must be signed integers of shape \(4,\)"),
         (((4, 3), F32), ((5, 3), F32), ((4,), F32), {}, "got float32"),
         (((4, 3), jnp.int32), ((5, 3), F32), ((4,), jnp.int32), {}, "hidden must be of a floating-point type"),
+        (((4, 3), F32), ((5, 3), F32), ((4,), jnp.int32), {"weights": jnp.ones(5)}, r"weights must be.*\(4,\).*\(5,\)"),
         (((4, 3), F32), ((5, 3), F32), ((4,), jnp.int32), {"block": (0, 8)}, "block must be two positive sizes"),
         (((4, 3), F32), ((5, 3), F32), ((4,), jnp.int32), {"soft_cap": 0.0}, "soft_cap must be positive"),
         (

@@ -74,13 +74,17 @@ def batch_of(source, **options):
     return {name: array for name, array in batch.items() if name != "example_id"}
 
 
-def loss_of(task, variables, batch, devices=1, **axes):
+def value_of(task, variables, batch, devices=1, **axes):
     mesh = Layout(**axes).make(jax.devices()[:devices])
     ctx = Context(key=jax.random.key(1), step=jnp.int32(0), total_steps=10, mesh=mesh)
+    with shard.under(mesh):
+        return task.loss(variables, batch, ctx)
 
+
+def loss_of(task, variables, batch, devices=1, **axes):
     def loss(decoder):
-        with shard.under(mesh):
-            return task.loss({**variables, "params": {**variables["params"], "decoder": decoder}}, batch, ctx)[0]
+        params = {**variables["params"], "decoder": decoder}
+        return value_of(task, {**variables, "params": params}, batch, devices, **axes)[0]
 
     return jax.jit(jax.value_and_grad(loss))(variables["params"]["decoder"])
 
@@ -101,6 +105,13 @@ def test_pictures_are_learnt_as_their_codes(variables):
     each = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), written["text"][:, 1:, None], axis=-1)[..., 0]
     there = written["text_segment_ids"][:, 1:] > 0
     np.testing.assert_allclose(one, (each * there).sum() / there.sum(), rtol=1e-5)
+    weights = np.where(written["text"][:, 1:] >= IDS.first_code, 0.25, 1) * there
+    loss, aux = value_of(dataclasses.replace(TASK, image_weight=0.25), variables, pictures)
+    np.testing.assert_allclose(loss, (each * weights).sum() / weights.sum(), rtol=1e-5)
+    np.testing.assert_allclose(aux["weight"], weights.sum(), rtol=1e-6)
+    parts = {"text_loss": weights == 1, "image_loss": weights == 0.25}
+    for name, part in parts.items():
+        np.testing.assert_allclose(aux["metrics"][name], each[part].mean(), rtol=1e-5)
 
 
 @pytest.mark.full

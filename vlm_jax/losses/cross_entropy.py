@@ -21,13 +21,14 @@ def cross_entropy(
     embedding: Float[Array, "vocab dim"],
     labels: Int[Array, "tokens"],
     *,
+    weights: Float[Array, "tokens"] | None = None,
     ignore: int = -1,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     vocab_axis_name: str | tuple[str, ...] | None = None,
     block: tuple[int, int] = (1024, 4096),
-    return_log_sum_exp: bool = False,
+    return_losses: bool = False,
 ) -> Float[Array, ""] | tuple[Float[Array, ""], Float[Array, "tokens"]]:
     """Mean over the global batch of -log softmax(hidden embedding^T)[label], over tokens that are not ignored.
 
@@ -39,20 +40,22 @@ def cross_entropy(
       hidden: what the classifier sees of each token, bf16 or f32.
       embedding: one row for each entry of the vocabulary; cast tile by tile to the type of `hidden`.
       labels: entries of the vocabulary, or `ignore`.
-      ignore: tokens with this label do not count; their `hidden` may hold anything.
+      weights: what tokens count in the mean, at least 0, such as less for those of images; None for the same.
+      ignore: tokens with this label do not count; their `hidden` and weight may hold anything.
       z_loss: weight of the mean of log-sum-exp^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
       soft_cap: logits become soft_cap tanh(logits / soft_cap) (Gemma 2, arXiv:2408.00118, section 2).
       axis_name: inside `jax.shard_map`, the mesh axis, or axes, that the tokens are split over. The result is the
         same on all devices; `grad(shard_map(loss))` and `shard_map(grad(loss))` give the gradient of the global mean.
       vocab_axis_name: the axes that the embedding's rows are split over, in order; the tokens are the same along them.
       block: most tokens and vocabulary entries of a tile.
-      return_log_sum_exp: also return the log-sum-exp of each token's logits over the whole vocabulary, f32.
+      return_losses: also return each token's -log softmax(...)[label], f32, without a weight; 0 where it is ignored.
 
     Raises:
       ValueError: at trace time, for shapes, dtypes or axes that cannot be, or `check_vma=False`.
     """
     hidden, embedding, labels = jnp.asarray(hidden), jnp.asarray(embedding), jnp.asarray(labels)
-    _check(hidden, embedding, labels, soft_cap, block)
+    weights = jnp.ones_like(labels, jnp.float32) if weights is None else jnp.asarray(weights)
+    _check(hidden, embedding, labels, weights, soft_cap, block)
     axes = check_axes("axis_name", axis_name, hidden=hidden, labels=labels)
     vocab_axes = check_axes("vocab_axis_name", vocab_axis_name, embedding=embedding)
     if set(axes) & set(vocab_axes):
@@ -67,12 +70,13 @@ def cross_entropy(
         top = jax.lax.pmax(jax.lax.stop_gradient(lse), vocab_axes)
         lse = top + jnp.log(jax.lax.psum(jnp.exp(lse - top), vocab_axes))
         label_logit = jax.lax.psum(label_logit, vocab_axes)
-    total = jnp.sum(lse - label_logit + z_loss * lse**2, where=counts)
-    count = counts.sum(dtype=jnp.float32)
+    each, weights = jnp.where(counts, lse - label_logit, 0), jnp.where(counts, vary(weights, axes), 0)
+    total = jnp.sum(weights * (each + z_loss * jnp.where(counts, lse, 0) ** 2))
+    count = weights.sum(dtype=jnp.float32)
     if axes:
         total, count = jax.lax.psum((total, count), axes)
-    loss = total / jnp.maximum(count, 1)
-    return (loss, lse) if return_log_sum_exp else loss
+    loss = total / jnp.where(count > 0, count, 1)
+    return (loss, each) if return_losses else loss
 
 
 class Static(NamedTuple):
@@ -145,7 +149,7 @@ def _tile_logits(static: Static, rows, columns) -> tuple[jax.Array, jax.Array, j
 WIDE_SUM = Fold(SUM.merge, lambda x: vary(jnp.zeros(x.shape, wide(x.dtype)), varying(x)))
 
 
-def _check(hidden, embedding, labels, soft_cap, block) -> None:
+def _check(hidden, embedding, labels, weights, soft_cap, block) -> None:
     if hidden.ndim != 2 or embedding.ndim != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(
             f"hidden must be [tokens, dim] and embedding [vocab, dim]; got {hidden.shape} and {embedding.shape}."
@@ -158,6 +162,11 @@ def _check(hidden, embedding, labels, soft_cap, block) -> None:
     if labels.shape != hidden.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.signedinteger):
         raise ValueError(
             f"labels must be signed integers of shape {hidden.shape[:1]}; got {labels.dtype} of shape {labels.shape}."
+        )
+    if weights.shape != labels.shape or not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(
+            f"weights must be floating-point numbers of shape {labels.shape}; got {weights.dtype} of shape "
+            f"{weights.shape}."
         )
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"soft_cap must be positive, or None; got {soft_cap}.")

@@ -66,12 +66,14 @@ def cross_entropy(
     embedding: Float[Array, "vocab dim"],
     labels: Int[Array, "tokens"],
     *,
+    weights: Float[Array, "tokens"] | None = None,
     ignore: int = -1,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
 ) -> Float[Array, ""]:
-    """Mean of -log softmax(logits)[label] + z_loss logsumexp(logits)^2 over the tokens that are not ignored."""
+    """Weighted mean of -log softmax(logits)[label] + z_loss logsumexp(logits)^2 over tokens that are not ignored."""
     counts = labels != ignore
+    weights = jnp.where(counts, 1.0 if weights is None else weights, 0.0)
     hidden = jnp.where(counts[:, None], hidden.astype(jnp.float32), 0.0)
     logits = jnp.einsum("nd,vd->nv", hidden, embedding.astype(jnp.float32), precision="highest")
     if soft_cap is not None:
@@ -79,7 +81,8 @@ def cross_entropy(
     log_softmax = jax.nn.log_softmax(logits, axis=1)
     losses = -jnp.take_along_axis(log_softmax, jnp.where(counts, labels, 0)[:, None], axis=1)[:, 0]
     losses += z_loss * jax.nn.logsumexp(logits, axis=1) ** 2
-    return jnp.sum(losses, where=counts) / jnp.maximum(counts.sum(), 1)
+    total = weights.sum()
+    return jnp.sum(weights * losses, where=counts) / jnp.where(total > 0, total, 1)
 
 
 def nearest_code(z: Float[Array, "tokens dim"], codebook: Float[Array, "codes dim"]) -> Int[Array, "tokens"]:

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlm_jax.data.fusion import Fusion
 from vlm_jax.errors import UserError
 from vlm_jax.generate import Sampling, generate, guide, guided, pairs, restricted
 from vlm_jax.nn import shard
 from vlm_jax.nn.positions import within_segments
+from vlm_jax.tasks import next_token
 from vlm_jax.tasks.autoencoding import Autoencoding
 from vlm_jax.tasks.base import Batch, Context, Variables
 from vlm_jax.tasks.language_model import LanguageModeling
@@ -26,17 +27,21 @@ from vlm_jax.tasks.language_model import LanguageModeling
 class EarlyFusion(LanguageModeling):
     """`LanguageModeling` of the rows of `data.fusion`: the mean cross-entropy over tokens of texts and of images.
 
+    Metrics say `text_loss` and `image_loss` apart, the means over tokens of texts (and markers) and over codes.
+
     Attributes (besides those of `LanguageModeling`; `model` is a `Chameleon`, and `sampling` is that of texts):
       fusion: how texts and images become tokens.
       bos_id: what a document begins with.
       drawing: how codes of images are drawn; its `max_tokens` and `stop` are not used: an image has as many as it has.
       guidance: of what is drawn, see `generate.guided`; 1 for none.
+      image_weight: what a code counts in the mean beside a token of a text; Emu3 (2024, arXiv:2409.18869) has 0.5.
     """
 
     fusion: Fusion
     bos_id: int
     drawing: Sampling = Sampling(temperature=1.0)
     guidance: float = 1.0
+    image_weight: float = 1.0
 
     def validate(self) -> None:
         """Raises UserError where fields do not fit each other."""
@@ -64,6 +69,8 @@ class EarlyFusion(LanguageModeling):
                 f"guidance={self.guidance} compares with images that no caption is before, and "
                 "Fusion.caption_first=1.0 has none to learn from; lower it."
             )
+        if not self.image_weight >= 0:
+            raise UserError(f"image_weight={self.image_weight} must be at least 0.")
         if self.drawing.beams > 1:
             raise UserError(f"drawing.beams={self.drawing.beams}: images are drawn one token at a time; set 1.")
 
@@ -89,6 +96,22 @@ class EarlyFusion(LanguageModeling):
         loss, aux = super().loss(variables, self.tokenized(variables, batch), ctx)
         packed = self.fusion.metrics(batch) if self.fusion.examples > 1 else {}
         return loss, {**aux, "metrics": aux["metrics"] | packed}
+
+    def weights(self, labels: Int[Array, "batch time"]) -> Float[Array, "batch time"]:
+        """What each token counts in the mean, and those without a label nothing."""
+        return jnp.where(self._are_codes(labels), self.image_weight, super().weights(labels))
+
+    def parts_of(
+        self, loss: Float[Array, ""], each: Float[Array, "batch time"], labels: Int[Array, "batch time"]
+    ) -> dict[str, Array]:
+        """Metrics: the mean over tokens of texts, and over codes."""
+        codes = self._are_codes(labels)
+        kinds = {"text_loss": ~codes & (labels != next_token.IGNORED), "image_loss": codes}
+        return {name: each.sum(where=kind) / jnp.maximum(kind.sum(), 1) for name, kind in kinds.items()}
+
+    def _are_codes(self, labels: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
+        first = self.fusion.vocabulary.first_code
+        return (labels >= first) & (labels < first + self.fusion.vocabulary.codes)
 
     def tokenized(self, variables: Variables, batch: Batch) -> Batch:
         """The batch with the codes of its pictures at their places among the tokens."""

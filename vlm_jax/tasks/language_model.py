@@ -111,17 +111,30 @@ class LanguageModeling:
         return jnp.where(counts, after(batch["text"]), next_token.IGNORED)
 
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], dict]:
-        """The mean over the tokens of the global batch; `aux["weight"]` says how many these are."""
+        """The mean over the tokens of the global batch; `aux["weight"]` says what these count together."""
         hidden, aux = self.model.hidden(variables, batch, train=ctx.train, key=ctx.row_keys(batch["text"].shape[0]))
         labels = self.labels(batch)
-        text = next_token.mean_loss(hidden, self.model.head(variables), labels, ctx.mesh, z_loss=self.z_loss)
-        loss, metrics = text, {"text_loss": text}
+        weights = self.weights(labels)
+        loss, each = next_token.weighted_loss(
+            hidden, self.model.head(variables), labels, weights, ctx.mesh, z_loss=self.z_loss
+        )
+        metrics = self.parts_of(loss, each, labels)
         for name, (weight, value) in aux.get("losses", {}).items():
             loss += weight * value
             metrics[f"{name}_loss"] = value
         tokens = (labels != next_token.IGNORED).sum(dtype=jnp.float32)
         metrics["target_tokens"] = tokens
-        return loss, {"metrics": metrics, "state": variables.get("state", {}), "weight": tokens}
+        return loss, {"metrics": metrics, "state": variables.get("state", {}), "weight": weights.sum()}
+
+    def weights(self, labels: Int[Array, "batch time"]) -> Float[Array, "batch time"]:
+        """What each token counts in the mean: the same, and those without a label nothing."""
+        return (labels != next_token.IGNORED).astype(jnp.float32)
+
+    def parts_of(
+        self, loss: Float[Array, ""], each: Float[Array, "batch time"], labels: Int[Array, "batch time"]
+    ) -> dict[str, Array]:
+        """Metrics of the loss of all tokens, and of each."""
+        return {"text_loss": loss}
 
     def constrain(self, params: Any) -> Any:
         """The parameters, which have no bounds."""

@@ -26,16 +26,32 @@ def mean_loss(
 
     The vocabulary is split over `tensor` where it divides.
     """
+    weights = jnp.ones_like(labels, jnp.float32)
+    return weighted_loss(hidden, head, labels, weights, mesh, z_loss=z_loss)[0]
+
+
+def weighted_loss(
+    hidden: Float[Array, "batch time dim"],
+    head: Float[Array, "vocab dim"],
+    labels: Int[Array, "batch time"],
+    weights: Float[Array, "batch time"],
+    mesh: Mesh,
+    *,
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, ""], Float[Array, "batch time"]]:
+    """As `mean_loss`, where tokens count by their weights; and the cross-entropy of each, 0 where it is ignored."""
     split = head.shape[0] % mesh.shape["tensor"] == 0 and mesh.shape["tensor"] > 1
 
-    def local(hidden, head, labels):
-        options = {"ignore": IGNORED, "z_loss": z_loss, "axis_name": BATCH_AXES}
+    def local(hidden, head, labels, weights):
+        options = {"ignore": IGNORED, "z_loss": z_loss, "axis_name": BATCH_AXES, "return_losses": True}
         options |= {"vocab_axis_name": "tensor"} if split else {}
-        return losses.cross_entropy(hidden.reshape(-1, hidden.shape[-1]), head, labels.reshape(-1), **options)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        loss, each = losses.cross_entropy(flat, head, labels.reshape(-1), weights=weights.reshape(-1), **options)
+        return loss, each.reshape(labels.shape)
 
     rows, vocabulary = PartitionSpec(BATCH_AXES), PartitionSpec("tensor" if split else None)
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(rows, vocabulary, rows), out_specs=PartitionSpec())
-    return sharded(hidden, head, labels)
+    specs = {"in_specs": (rows, vocabulary, rows, rows), "out_specs": (PartitionSpec(), rows)}
+    return jax.shard_map(local, mesh=mesh, **specs)(hidden, head, labels, weights)
 
 
 def log_likelihood(
@@ -44,11 +60,9 @@ def log_likelihood(
     """Of each row, the sum over labels that are not `IGNORED` of the logarithm of their probability."""
 
     def local(hidden, head, labels):
-        flat, named = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-        _, lse = losses.cross_entropy(flat, head, named, ignore=IGNORED, return_log_sum_exp=True)
-        rows = head[jnp.maximum(named, 0)].astype(flat.dtype)
-        logits = jnp.einsum("td,td->t", flat, rows, preferred_element_type=jnp.float32)
-        return jnp.where(named == IGNORED, 0, logits - lse).reshape(labels.shape).sum(1)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        _, each = losses.cross_entropy(flat, head, labels.reshape(-1), ignore=IGNORED, return_losses=True)
+        return -each.reshape(labels.shape).sum(1)
 
     axes = [("batch", None, None), (None, None), ("batch", None)]
     return shard.per_shard(local, axes, ("batch",))(hidden, head, labels)
