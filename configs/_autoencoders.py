@@ -1,7 +1,10 @@
 """What recipes of autoencoders share: small networks on CIFAR-10, images alone as data, and reconstructions of them."""
 
+from vlm_jax.configs._shared import tiny_tower
+
 from vlm_jax.config import bind, late
 
+JUDGE = "workdirs/siglip_tiny#image"
 TINY = {"short": "60 steps on drawn shapes, to see that everything works; it needs no files"}
 SHAPES = {"shapes": "on drawn shapes; decoders of images as tokens take it"}
 FULL = {
@@ -17,9 +20,9 @@ def tiny(variant: str, bottleneck):
     baselines of `benchmarks.autoencoders` minimise. Convolutions among patches start linear, and reach the
     error of VQGAN's networks in a tenth of the time; without norms equal patches have equal codes.
     """
-    network = dict(width=64, patch_size=4, dtype="float32")
-    encoder = bind("models.codecs.PatchEncoder", blocks=1, **network)
-    decoder = bind("models.codecs.PatchDecoder", blocks=2, **network)
+    network = dict(width=128 if variant == "shapes" else 64, patch_size=8 if variant == "shapes" else 4, dtype="float32")
+    encoder = bind("models.codecs.PatchEncoder", blocks=2 if variant == "shapes" else 1, **network)
+    decoder = bind("models.codecs.PatchDecoder", blocks=3 if variant == "shapes" else 2, **network)
     config = bind("experiment.Experiment")
     config.total_examples = 2400 * 64
     config.batch_size = 64
@@ -53,8 +56,11 @@ def tiny(variant: str, bottleneck):
     )
     if variant == "shapes":
         config.image.flip = False  # captions may say left or right
-        config.data.source = _shapes(32, split="train", size=60_000)
-        config.evals.reconstructions.source = _shapes(32, split="test", size=1000)
+        config.data.source = _shapes(32, split="train", size=60_000, scenes="single")
+        config.evals.reconstructions.source = _shapes(32, split="test", size=1000, scenes="single")
+        config.task.perceptual = bind("tasks.judges.Perceptual", image=tiny_tower(), layers=(0, 1, 2), weight=0.02)
+        config.init_from = dict(perceptual=JUDGE)
+        config.optimizer.freeze = ("perceptual/.*",)
     if variant == "short":
         config.total_examples = 60 * 64
         config.optimizer.schedule.warmup_steps = 10

@@ -6,8 +6,8 @@ from vlm_jax.config import bind, late
 
 SHORT = {"short": "20 steps with a tokenizer that nobody trained, to see that everything works"}
 TOKENIZER, CLASSIFIER = "workdirs/fsq_tiny-shapes", "workdirs/siglip_tiny"
-LENGTH, ANSWER = 80, 10  # captions of one shape have at most 7 tokens
-GRID, CODES = 8, 240  # of `fsq_tiny:shapes`
+LENGTH, ANSWER = 32, 10  # captions of one shape have at most 7 tokens
+GRID, CODES = 4, 1000  # of `fsq_tiny:shapes`
 
 
 def tokenizer():
@@ -33,7 +33,7 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
     """Captions of single shapes and their images, in either order, by a decoder of 4 x 128 and a trained tokenizer."""
     short = variant == "short"
     config = bind("experiment.Experiment")
-    config.total_examples = 20 * 16 if short else 1000 * 64
+    config.total_examples = 20 * 16 if short else 4000 * 64
     config.batch_size = 16 if short else 64
     config.tokenizer = "train:96"
     config.evaluate_percent = 50
@@ -59,13 +59,14 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
         threads=1,
     )
     sizes = dict(width=128, depth=4, mlp_dim=344, num_heads=4, num_kv_heads=4, qk_norm="layer_per_head")
-    options = dict(dtype="float32", scan=False, remat="none", init_style="jax")
+    options = dict(dtype="float32", scan=False, remat="none", init_style="gpt")
     decoder = bind("models.decoder.LanguageModel", vocab_size=late("fused_size"), length=2 * LENGTH, **sizes, **options)
     config.task = task(
         decoder,
         length=LENGTH,
         tokenizer=tokenizer(),
         z_loss=1e-5,
+        image_weight=0.3,
         sampling=bind("generate.Sampling", max_tokens=ANSWER),
         drawing=bind("generate.Sampling", temperature=1.0),
         guidance=2.0,

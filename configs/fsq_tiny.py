@@ -16,5 +16,5 @@ VARIANTS = TINY | SHAPES
 
 
 def get_config(variant: str = ""):
-    levels = (8, 6, 5) if variant == "shapes" else (8, 8, 8)
+    levels = (8, 5, 5, 5) if variant == "shapes" else (8, 8, 8)
     return tiny(variant, bind("models.bottlenecks.scalar.FSQ", levels=levels))

@@ -15,6 +15,7 @@ import sys
 import pytest
 
 from vlm_jax import config as configs
+from vlm_jax import stages
 from vlm_jax.overrides import override_all
 from vlm_jax.plan import subject
 from vlm_jax.plan.estimate import Compiler, Estimate
@@ -22,7 +23,8 @@ from vlm_jax.plan.result import result
 from vlm_jax.plan.topologies import parse
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "budgets.json"
-# recipe:topology -> changes to it, and whether at low effort, where there is no estimate of time.
+# recipe:topology, or recipe#stage:topology -> changes to it, and whether at low effort, where there is no estimate of
+# time.
 QUICK = {"siglip_b16:v5e:2x2": ({"batch_size": 128}, True)}
 FULL = {
     f"{recipe}:{chip}:16x16": (
@@ -32,17 +34,23 @@ FULL = {
     for recipe in ("siglip_b16", "siglip_so400m14", "clip_b16")
     for chip in ("v5e", "v6e")
 }
-FULL |= {"lm_135m:v6e:2x2": ({"batch_size": 64}, True), "lm_7b:v6e:16x16": ({}, True)}
-FULL |= {"fuyu_8b:v6e:16x16": ({"mesh.tensor": 8}, True)}
+FULL |= {"lm_135m:v6e:2x2": ({"batch_size": 64}, True), "fuyu_8b:v6e:16x16": ({"mesh.tensor": 8}, True)}
+CASES = ("lm_7b:v6e:16x16", "lm_7b:v5p:4x8x8", "fuyu_8b:v5p:4x4x4", "llava_7b#b_tuning:v6e:4x8",
+         "llava_7b#b_tuning:v5p:2x4x4", "eve_7b#c_tuning:v6e:4x8", "eve_7b#c_tuning:v5p:2x4x4",
+         "eve2_7b#e_tuning:v6e:16x16", "coca_b32:v6e:16x16", "coca_l14:v6e:16x16", "cappa_b16:v6e:16x16",
+         "trocr_base:v6e:8x8", "siglip2_b16:v6e:16x16")  # fmt: skip
+FULL |= dict.fromkeys(CASES, ({}, True))
 SLACK = 1.05  # the compiler does not always lay out memory the same way
 
 
 @functools.cache
 def measured(case: str) -> dict:
     """Bytes of one device and one step of the whole recipe, extrapolated from few layers; times as multiples."""
-    recipe, _, topology = case.partition(":")
+    name, _, topology = case.partition(":")
+    recipe, _, stage = name.partition("#")
     changes, coarse = {**QUICK, **FULL}[case]
     config = configs.load(recipe)
+    config = stages.of(config, stage) if stage else config
     override_all(config, [(key, str(value)) for key, value in changes.items()])
     experiment = subject.experiment_of(config)
     estimate: Estimate = Compiler(experiment, configs.to_json(config), topology, "~/.cache/vlm_jax/plan")(coarse=coarse)

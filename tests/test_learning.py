@@ -96,6 +96,11 @@ def test_coca_tiny(tmp_path):
 
 
 @pytest.mark.full
+def test_lstm_tiny(tmp_path):
+    assert last_metrics(tmp_path, "--config=lstm_tiny")["eval/captions/exact_match"] >= 0.90
+
+
+@pytest.mark.full
 def test_siglip2_tiny(tmp_path):
     found = last_metrics(tmp_path, "--config=siglip2_tiny")
     assert found["eval/zero_shot_seen/top1"] >= 0.97 and found["eval/zero_shot_held_out/top1"] >= 0.45
@@ -125,6 +130,13 @@ def test_eve_tiny_is_better_with_its_teacher(tmp_path):
     assert taught["eval/questions/accuracy"] >= 0.77
     assert taught["eval/questions/accuracy"] >= plain["eval/questions/accuracy"] + 0.02
     assert taught["eval/questions/accuracy/shape"] >= plain["eval/questions/accuracy/shape"] + 0.05
+
+
+@pytest.mark.full
+def test_eve_tiny_with_weights_of_their_own_for_images(tmp_path):
+    found = last_metrics(tmp_path, "--config=eve_tiny:v2", stage="c_tuning")
+    assert found["eval/questions/accuracy"] >= 0.72
+    assert found["eval/questions/accuracy/shape"] >= found["eval/questions/majority/shape"] + 0.05
 
 
 @pytest.mark.full

@@ -64,10 +64,17 @@ def test_a_read_that_is_tried_again_logs_none(caplog):
 def test_the_trace_of_an_error_that_nobody_caught_shows_none():
     program = """
 from vlm_jax.main import guarded
+import threading
 def fails():
     raise OSError("no https://me:{}@host/a.tar?sig={}".format("pass", "hush"))
-guarded(fails)
+def both():
+    thread = threading.Thread(target=fails)
+    thread.start()
+    thread.join()
+    fails()
+guarded(both)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("Traceback") and "in fails" in done.stderr
     assert done.stderr.endswith("\nOSError: no https://***@host/a.tar?sig=***\n")
+    assert done.stderr.count("OSError: no https://***@host") == 2 and "hush" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -39,5 +40,7 @@ def tell(text: str) -> None:
 
 
 def tell_uncaught() -> None:
-    """From now on the trace of an error that ends the program is told in that way."""
-    sys.excepthook = lambda *error: tell("".join(traceback.format_exception(*error)).rstrip())
+    """From now on the trace of an error that ends the program, or a thread of it, is told in that way."""
+    told = lambda *error: tell("".join(traceback.format_exception(*error)).rstrip())
+    sys.excepthook = told
+    threading.excepthook = lambda args: args.exc_type is SystemExit or told(*args[:3])

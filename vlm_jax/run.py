@@ -344,7 +344,9 @@ class Run:
             self.progress.note(f"error: step {step} is not saved; the same command goes on from the last that is")
             return False
         if stopped:
-            self.progress.note(f"stopped after step {step}, saved; the same command goes on from there")
+            first = "stopped before the first step; the same command begins anew"
+            goes_on = f"stopped after step {step}, saved; the same command goes on from there"
+            self.progress.note(goes_on if step else first)
             return True
         seconds = report.duration(self.chrono.training_seconds)
         self.progress.note(f"done: {step} steps, {seconds} of training in this process")
