@@ -20,11 +20,12 @@ def tiny(variant: str, bottleneck):
     baselines of `benchmarks.autoencoders` minimise. Convolutions among patches start linear, and reach the
     error of VQGAN's networks in a tenth of the time; without norms equal patches have equal codes.
     """
-    network = dict(width=128 if variant == "shapes" else 64, patch_size=8 if variant == "shapes" else 4, dtype="float32")
-    encoder = bind("models.codecs.PatchEncoder", blocks=2 if variant == "shapes" else 1, **network)
-    decoder = bind("models.codecs.PatchDecoder", blocks=3 if variant == "shapes" else 2, **network)
+    shapes = variant == "shapes"
+    network = dict(width=128, patch_size=8, dtype="float32") if shapes else dict(patch_size=4, dtype="float32")
+    encoder = bind("models.codecs.PatchEncoder", blocks=2 if shapes else 1, **network)
+    decoder = bind("models.codecs.PatchDecoder", blocks=3 if shapes else 2, **network)
     config = bind("experiment.Experiment")
-    config.total_examples = 2400 * 64
+    config.total_examples = (4000 if shapes else 2400) * 64
     config.batch_size = 64
     config.evaluate_percent = 50
     config.checkpoint_percent = 25
@@ -45,7 +46,7 @@ def tiny(variant: str, bottleneck):
     config.optimizer = bind(
         "optim.Optimizer",
         name="adamw",
-        learning_rate=2e-3,
+        learning_rate=3e-3 if shapes else 2e-3,
         b2=0.99,
         weight_decay=1e-4,
         clip_norm=1.0,
@@ -54,11 +55,11 @@ def tiny(variant: str, bottleneck):
     config.evals = dict(
         reconstructions=bind("evaluate.reconstructions.Reconstructions", source=_cifar10("test-*"), image=late("image"))
     )
-    if variant == "shapes":
+    if shapes:
         config.image.flip = False  # captions may say left or right
         config.data.source = _shapes(32, split="train", size=60_000, scenes="single")
         config.evals.reconstructions.source = _shapes(32, split="test", size=1000, scenes="single")
-        config.task.perceptual = bind("tasks.judges.Perceptual", image=tiny_tower(), layers=(0, 1, 2), weight=0.02)
+        config.task.perceptual = bind("tasks.judges.Perceptual", image=tiny_tower(), layers=(0, 1, 2), weight=0.004)
         config.init_from = dict(perceptual=JUDGE)
         config.optimizer.freeze = ("perceptual/.*",)
     if variant == "short":

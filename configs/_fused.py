@@ -33,7 +33,7 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
     """Captions of single shapes and their images, in either order, by a decoder of 4 x 128 and a trained tokenizer."""
     short = variant == "short"
     config = bind("experiment.Experiment")
-    config.total_examples = 20 * 16 if short else 4000 * 64
+    config.total_examples = 20 * 16 if short else 5000 * 64
     config.batch_size = 16 if short else 64
     config.tokenizer = "train:96"
     config.evaluate_percent = 50
@@ -66,10 +66,10 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
         length=LENGTH,
         tokenizer=tokenizer(),
         z_loss=1e-5,
-        image_weight=0.3,
+        image_weight=0.5,
         sampling=bind("generate.Sampling", max_tokens=ANSWER),
-        drawing=bind("generate.Sampling", temperature=1.0),
-        guidance=2.0,
+        drawing=bind("generate.Sampling", temperature=1.0, top_p=0.8),
+        guidance=4.0,
     )
     config.optimizer = bind(
         "optim.Optimizer",

@@ -91,6 +91,8 @@ class Run:
         first = jax.process_index() == 0
         store = Store(workdir, keep=experiment.keep_checkpoints, stacks=plan.stacks, warn=warn)
         start = startup.begin(plan, store, warn)
+        for evaluator in experiment.evals.values():
+            evaluator.check_files()
         step = int(start.state.step)
         phases = phases or Phases()
         batches = ledger = pulse = None

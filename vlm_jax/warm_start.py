@@ -17,7 +17,7 @@ from vlm_jax import interop, tree
 from vlm_jax.checkpoint import load_params
 from vlm_jax.errors import UserError, closest
 from vlm_jax.interop import ours
-from vlm_jax.models.autoencoder import Autoencoder
+from vlm_jax.models.autoencoder import PARTS, Autoencoder
 from vlm_jax.models.captioner import Captions
 from vlm_jax.models.two_tower import TwoTower
 from vlm_jax.models.vit import ViT
@@ -89,6 +89,7 @@ def load_parts(parts: Mapping[str, str], model: Any, warn: Callable[[str], None]
         ours = getattr(model, prefix, None)
         if isinstance(ours, Autoencoder) and isinstance(theirs, Autoencoder):
             _same_autoencoder(prefix, spec, ours, theirs)
+            found = {name: found[name] for name in PARTS}
         if ours is not None and theirs is not None and hasattr(ours, "geometry") and hasattr(theirs, "geometry"):
             _compute_alike(spec, {prefix: ours}, {prefix: theirs})
         params[prefix] = found

@@ -6,6 +6,7 @@ import pytest
 import vlm_jax
 from vlm_jax import config as configs
 from vlm_jax.experiment import open_experiment
+from vlm_jax.main import main
 
 from .test_autoencoding_recipes import run
 
@@ -46,3 +47,10 @@ def test_recipes_run(tmp_path, spec):
         assert images.shape == (2, 32, 32, 3) and len(model.generate(images)) == 2
     else:
         assert 0 < found["train/packing/text_fill"] <= 1
+
+
+def test_a_classifier_that_is_not_there_is_told_before_the_run_begins(tmp_path, capsys):
+    options = ["--config=chameleon_tiny:short", f"--workdir={tmp_path}/run", "--bind=Drawn.classifier=nowhere"]
+    assert main(options) == 2
+    assert "Drawn.classifier=nowhere: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

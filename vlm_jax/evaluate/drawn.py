@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.text import Text
 from vlm_jax.errors import UserError, closest
 from vlm_jax.evaluate.base import Evaluator, Predict, Result, embed_source, rounded
+from vlm_jax.interop import hub
 from vlm_jax.report.artifacts import Gallery
 
 Images = UInt8[np.ndarray, "n height width 3"]
@@ -56,6 +58,14 @@ class Drawn(Evaluator):
             raise UserError(f"Drawn: {self.source.name} has no class names.")
         if self.template.count("{}") != 1:
             raise UserError(f"Drawn.template={self.template!r}: it needs one '{{}}' for the class.")
+
+    def check_files(self) -> None:
+        """Raises UserError where the classifier is not there."""
+        if self.classifier is not None and not hub.is_name(self.classifier) and not Path(self.classifier).exists():
+            raise UserError(
+                f"Drawn.classifier={self.classifier}: no such folder; --bind=Drawn.classifier=PATH names another, and "
+                "None only draws."
+            )
 
     def __call__(self, predict: Predict, mesh: Mesh) -> Result:
         """`right`, the share of drawings that the classifier takes for the class that was asked for, and `examples`.

@@ -19,7 +19,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.generate import Sampling
 from vlm_jax.interop import ours
 from vlm_jax.interop.imported import RGB
-from vlm_jax.models.autoencoder import Autoencoder
+from vlm_jax.models.autoencoder import PARTS, Autoencoder
 from vlm_jax.models.captioner import Captions
 from vlm_jax.models.chameleon import Chameleon
 from vlm_jax.models.decoder import LanguageModel
@@ -105,7 +105,7 @@ def of_run(path: Path, weights: str, step: int | None) -> Found:
             state, _ = load_params(path, "state", meta["step"])
     if isinstance(network, Autoencoder):  # to be used, without its judges
         task = dataclasses.replace(task, perceptual=None, adversary=None)
-        params = {name: params[name] for name in ("encoder", "bottleneck", "decoder")}
+        params = {name: params[name] for name in PARTS}
     return Found(
         family="vlm_jax",
         step=meta["step"],

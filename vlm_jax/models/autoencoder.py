@@ -27,6 +27,7 @@ from vlm_jax.models.tower import stacks_of
 Encoder = DalleEncoder | VqganEncoder | PatchEncoder | VitEncoder
 Decoder = DalleDecoder | VqganDecoder | PatchDecoder | VitDecoder
 Variables = dict[str, Any]
+PARTS = ("encoder", "bottleneck", "decoder")  # of its parameters; those who judged it in training are none
 
 
 @dataclasses.dataclass(frozen=True)
