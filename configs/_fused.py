@@ -33,7 +33,7 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
     """Captions of single shapes and their images, in either order, by a decoder of 4 x 128 and a trained tokenizer."""
     short = variant == "short"
     config = bind("experiment.Experiment")
-    config.total_examples = 20 * 16 if short else 5000 * 64
+    config.total_examples = 20 * 16 if short else 6000 * 64
     config.batch_size = 16 if short else 64
     config.tokenizer = "train:96"
     config.evaluate_percent = 50

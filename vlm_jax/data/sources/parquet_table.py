@@ -28,8 +28,8 @@ class ParquetTable:
         self.storage = storage or Storage()
         self.files = find_files(path, (".parquet",), self.storage)
         with ThreadPoolExecutor(THREADS) as pool:
-            self.footers = list(pool.map(lambda file: _footer(file, self.storage), self.files))
-        self.schemas = [footer.schema.to_arrow_schema() for footer in self.footers]
+            read = list(pool.map(lambda file: _footer(file, self.storage), self.files))
+        self.footers, self.schemas = [footer for footer, _ in read], [schema for _, schema in read]
         self.groups = [(k, group) for k, footer in enumerate(self.footers) for group in range(footer.num_row_groups)]
         self.starts = starts_of(self.footers[k].row_group(group).num_rows for k, group in self.groups)
         self.file_starts = starts_of(footer.num_rows for footer in self.footers)
@@ -86,7 +86,11 @@ class ParquetTable:
         try:
             where = _readable(self.files[k], self.storage)
             with pq.ParquetFile(where, metadata=self.footers[k], page_checksum_verification=True) as file:
-                return file.read_row_group(group, columns=list(columns), use_threads=False)
+                read = file.read_row_group(group, columns=list(columns), use_threads=False)
+            wanted = self.footers[k].row_group(group).num_rows
+            if read.num_rows != wanted:  # pages whose headers are damaged
+                raise OSError(f"it has {read.num_rows} rows where {wanted} are told")
+            return read
         except (pa.ArrowException, OSError) as error:  # damaged pages would lose thousands of rows: not to be skipped
             raise OSError(f"{self.files[k].path}, row group {group}: {error}") from error
 
@@ -96,8 +100,9 @@ def _footer(file: File, storage: Storage):
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_metadata(_readable(file, storage))
-    except (pa.ArrowInvalid, OSError) as error:
+        footer = pq.read_metadata(_readable(file, storage))
+        return footer, footer.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file.path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
 
 
