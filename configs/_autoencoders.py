@@ -6,7 +6,7 @@ from vlm_jax.config import bind, late
 
 JUDGE = "workdirs/siglip_tiny#image"
 TINY = {"short": "60 steps on drawn shapes, to see that everything works; it needs no files"}
-SHAPES = {"shapes": "on drawn shapes; decoders of images as tokens take it"}
+SHAPES = {"shapes": "on drawn shapes, beside a trained `siglip_tiny`; decoders of images as tokens take it"}
 FULL = {
     "full": "the recipe; needs --config.data.source.path=FILES (Parquet)",
     "smoke": "the same model on any machine: small batch, 4 steps, drawn shapes of 64 pixels; default on a CPU",

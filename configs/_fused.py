@@ -5,7 +5,7 @@ from vlm_jax.configs import fsq_tiny
 from vlm_jax.config import bind, late
 
 SHORT = {"short": "20 steps with a tokenizer that nobody trained, to see that everything works"}
-TOKENIZER, CLASSIFIER = "workdirs/fsq_tiny-shapes", "workdirs/siglip_tiny"
+TOKENIZER, CLASSIFIER = "workdirs/fsq_tiny-shapes", "workdirs/siglip_judge"
 LENGTH, ANSWER = 32, 10  # captions of one shape have at most 7 tokens
 GRID, CODES = 4, 1000  # of `fsq_tiny:shapes`
 
@@ -68,7 +68,7 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
         z_loss=1e-5,
         image_weight=0.5,
         sampling=bind("generate.Sampling", max_tokens=ANSWER),
-        drawing=bind("generate.Sampling", temperature=1.0, top_p=0.8),
+        drawing=bind("generate.Sampling", temperature=0.8, top_p=0.9),
         guidance=4.0,
     )
     config.optimizer = bind(

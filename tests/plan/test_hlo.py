@@ -107,6 +107,13 @@ def test_kernels_move_what_does_not_stay_on_the_chip():
     assert (found.count, found.moved) == (1, 2 * 8 * 128 * 2)
 
 
+@pytest.mark.parametrize("groups, counts", [("{{0},{1}}", 0), ("[2,1]<=[2]", 0), ("{{0,1}}", 1), ("[1,2]<=[2]", 1)])
+def test_a_device_alone_sends_nothing(groups, counts):
+    line = f"ROOT %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add"
+    module = hlo.parse(f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} parameter(0)\n  {line}\n}}")
+    assert len(hlo._count(module)["collectives"]) == counts
+
+
 def test_an_all_reduce_lists_its_devices_and_operation():
     mesh = mesh_of(jax.devices()[:8])
     total = jax.shard_map(

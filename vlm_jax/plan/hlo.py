@@ -19,6 +19,8 @@ WIDTHS |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 KINDS = ("all-gather", "all-reduce", "all-to-all", "ragged-all-to-all", "reduce-scatter", "collective-permute", "send")
 # They only name, or pass on, what another instruction has made.
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional", "after-all")
+# Groups of one device each, such as those of an axis of the mesh that is not split: nobody talks.
+ALONE = re.compile(r"\{(?:\{\d+\},?)+\}|\[\d+,1\]<=.*")
 KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "triton_kernel_call", "mosaic_gpu")
 
 
@@ -226,7 +228,7 @@ def _count(module: Module) -> dict[str, Any]:
             if not inside and i.op not in FREE and not i.op.endswith("-done"):
                 traffic += times * _traffic(module, i, types)
             kind = i.op.removesuffix("-start")
-            if kind in KINDS:
+            if kind in KINDS and not ALONE.fullmatch(_groups(i)):
                 # What is fused with products is under way through several fusions, each of which shows it.
                 mark = kind, _channel(i)
                 if inside != "fusion" or mark not in seen:
