@@ -46,7 +46,7 @@ def small():
     model.decoder.update(width=16, depth=1, mlp_dim=24, num_heads=2, num_kv_heads=2, length=140)
     for part in (model.tokenizer.encoder, model.tokenizer.decoder):
         part.update(width=8, blocks=1)
-    model.tokenizer.bottleneck = configs.bind("models.bottlenecks.vq.VectorQuantiser", size=240, dim=4)
+    model.tokenizer.bottleneck = configs.bind("models.bottlenecks.vq.VectorQuantiser", size=1000, dim=4)
     return config
 
 
@@ -62,9 +62,9 @@ def model(path):
 
 def test_codes_stand_for_pictures(model):
     codes = model.encode_tokens(PICTURES)
-    assert codes.shape == (3, 8, 8) and len(np.unique(codes)) > 1 and model.step == 3
+    assert codes.shape == (3, 4, 4) and len(np.unique(codes)) > 1 and model.step == 3
     assert model.decode_tokens(codes).shape == (3, 32, 32, 3)
-    assert f"{model}".endswith("texts and images of 8 x 8 codes of 240>")
+    assert f"{model}".endswith("texts and images of 4 x 4 codes of 1000>")
 
 
 def test_texts_about_pictures(model):
@@ -81,7 +81,7 @@ def test_pictures_of_captions(model):
     assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(model.draw(["red", "green"], seed=1), images[:2])
     assert (model.draw("red", seed=2) != images[:1]).any()
-    codes = model.draw_tokens(["red", "green", "blue"], seed=1, guidance=2)
+    codes = model.draw_tokens(["red", "green", "blue"], seed=1, guidance=4)
     np.testing.assert_array_equal(model.decode_tokens(codes), images)
 
 
@@ -90,20 +90,20 @@ def test_what_cannot_be_drawn_or_read(model):
         model.draw("red", max_tokens=3)
     with pytest.raises(UserError, match="no captions were given"):
         model.draw([])
-    with pytest.raises(UserError, match="codes 0 to 240: the model has 0 to 239"):
-        model.decode_tokens(np.arange(64).reshape(1, 8, 8) * 240 // 63)
-    with pytest.raises(UserError, match=r"whole numbers \[n, 64\], not int64 \[1, 63\]"):
-        model.describe(np.zeros((1, 63), int))
-    with pytest.raises(UserError, match="beside an image there is room for 63"):
-        model.draw("x" * 80)
+    with pytest.raises(UserError, match="codes 0 to 1000: the model has 0 to 999"):
+        model.decode_tokens(np.arange(16).reshape(1, 4, 4) * 1000 // 15)
+    with pytest.raises(UserError, match=r"whole numbers \[n, 16\], not int64 \[1, 15\]"):
+        model.describe(np.zeros((1, 15), int))
+    with pytest.raises(UserError, match="beside an image there is room for 111"):
+        model.draw("x" * 120)
 
 
 def test_codes_that_are_none(model):
     with pytest.raises(UserError, match="no codes were given"):
-        model.decode_tokens(np.zeros((0, 64), int))
-    with pytest.raises(UserError, match=r"whole numbers \[n, 64\], not lists of unequal length"):
-        model.describe([[1] * 64, [1]])
-    with pytest.raises(UserError, match=r"whole numbers \[n, 64\], not int64 \[\]"):
+        model.decode_tokens(np.zeros((0, 16), int))
+    with pytest.raises(UserError, match=r"whole numbers \[n, 16\], not lists of unequal length"):
+        model.describe([[1] * 16, [1]])
+    with pytest.raises(UserError, match=r"whole numbers \[n, 16\], not int64 \[\]"):
         model.describe(np.int64(3))
 
 
