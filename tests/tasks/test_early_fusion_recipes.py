@@ -37,16 +37,16 @@ def test_the_small_decoder_takes_the_tokenizer_that_its_recipe_names():
 @pytest.mark.parametrize("spec", SPECS)
 def test_recipes_run(tmp_path, spec):
     found = run(tmp_path / "run", f"--config={spec}")
-    assert found["train/skipped"] == 0 and found["train/loss"] < 6.5
+    assert found["train/skipped"] == 0 and found["train/loss"] < 7.1  # log(1262), that of the bytes, is 7.14
     if "tiny" in spec:
         assert found["eval/drawn_seen/examples"] == 16 and found["eval/captions/examples"] == 16
         assert "a picture of a" in (tmp_path / "run" / "report.html").read_text()
-        assert found["train/loss"] < 5  # log(266) is 5.6
+        assert found["train/loss"] < 5
         model = vlm_jax.load(tmp_path / "run")
         images = model.draw(["a picture of a red circle"] * 2, guidance=2.0)
         assert images.shape == (2, 32, 32, 3) and len(model.generate(images)) == 2
     else:
-        assert 0 < found["train/packing/text_fill"] <= 1
+        assert 0.1 < found["train/packing/text_fill"] < 1
 
 
 def test_a_classifier_that_is_not_there_is_told_before_the_run_begins(tmp_path, capsys):
