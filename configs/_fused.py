@@ -69,7 +69,7 @@ def tiny(variant: str, *, sentinels: int = 0, **fusion):
         image_weight=0.5,
         sampling=bind("generate.Sampling", max_tokens=ANSWER),
         drawing=bind("generate.Sampling", temperature=0.8, top_p=0.9),
-        guidance=4.0,
+        guidance=3.0,
     )
     config.optimizer = bind(
         "optim.Optimizer",

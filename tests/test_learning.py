@@ -181,6 +181,27 @@ def test_autoencoders_are_better_than_their_baselines(tmp_path, shared_data, rec
         assert found["eval/reconstructions/codes_used"] > 0.8
 
 
+@pytest.fixture(scope="module")
+def shapes_as_tokens(tmp_path_factory) -> list[str]:
+    """What decoders of image tokens are given: a tokenizer, and a classifier that has seen nothing of it."""
+    folder = tmp_path_factory.mktemp("tokens")
+    for name in ("judge", "tokenizer"):
+        (folder / name).mkdir()
+    tower = f"--config.init_from.perceptual={trained_tower(folder)}"
+    found = last_metrics(folder / "tokenizer", "--config=fsq_tiny:shapes", tower)
+    assert found["eval/reconstructions/mse"] < 0.003
+    last_metrics(folder / "judge", "--config=siglip_tiny", "--config.seed=1")
+    return [f"--config.init_from.tokenizer={folder}/tokenizer/run", f"--bind=Drawn.classifier={folder}/judge/run"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["chameleon_tiny", "cm3_tiny"])
+def test_shapes_are_told_and_drawn_as_tokens(tmp_path, shapes_as_tokens, recipe):
+    found = last_metrics(tmp_path, f"--config={recipe}", *shapes_as_tokens)
+    assert found["eval/captions/exact_match"] >= 0.80
+    assert found["eval/drawn_seen/right"] >= 0.80
+
+
 @pytest.mark.full
 def test_cifar10_reads_and_steps(tmp_path, shared_data):
     """The same on real images, for a few steps: loading, captions from class names, evaluation."""

@@ -81,7 +81,7 @@ def test_pictures_of_captions(model):
     assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(model.draw(["red", "green"], seed=1), images[:2])
     assert (model.draw("red", seed=2) != images[:1]).any()
-    codes = model.draw_tokens(["red", "green", "blue"], seed=1, guidance=4)
+    codes = model.draw_tokens(["red", "green", "blue"], seed=1, guidance=3)
     np.testing.assert_array_equal(model.decode_tokens(codes), images)
 
 
