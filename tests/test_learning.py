@@ -195,11 +195,11 @@ def shapes_as_tokens(tmp_path_factory) -> list[str]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("recipe", ["chameleon_tiny", "cm3_tiny"])
-def test_shapes_are_told_and_drawn_as_tokens(tmp_path, shapes_as_tokens, recipe):
+@pytest.mark.parametrize(("recipe", "drawn"), [("chameleon_tiny", 0.80), ("cm3_tiny", 0.65)])
+def test_shapes_are_told_and_drawn_as_tokens(tmp_path, shapes_as_tokens, recipe, drawn):
     found = last_metrics(tmp_path, f"--config={recipe}", *shapes_as_tokens)
     assert found["eval/captions/exact_match"] >= 0.80
-    assert found["eval/drawn_seen/right"] >= 0.80
+    assert found["eval/drawn_seen/right"] >= drawn
 
 
 @pytest.mark.full
