@@ -1,5 +1,6 @@
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -51,6 +52,15 @@ def test_rsqrt_halves_after_three_timescales():
 def test_cooldown_is_linear_to_zero_one_past_the_last_update(schedule):
     got = values(schedule, [0, 80, 90, 99, 100, 200])
     np.testing.assert_allclose(got, [1.0, 1.0, 0.5, 0.05, 0.0, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Cosine(warmup_percent=50), Rsqrt(timescale_percent=50), Constant(cooldown_percent=50)]
+)
+def test_a_run_may_have_more_steps_than_an_int32_holds(schedule):
+    clock = Clock(batch_size=1, epoch=200, total=10**10)
+    got = float(jax.jit(schedule.make(clock))(np.int32(5)))
+    assert 0 < got <= 1 and np.isfinite(got)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(final=0.2, warmup_percent=50), Rsqrt(cooldown_percent=30), Constant()])

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.errors import UserError
 from vlm_jax.units import Clock, timed
 
+# Lengths go in as floats: a large recipe with a small batch, to try it, has more steps than an int32 holds.
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 
@@ -40,7 +41,7 @@ class Cosine:
 
         def multiplier(step):
             step = jnp.asarray(step, jnp.float32)
-            progress = jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+            progress = jnp.clip((step - float(warmup)) / float(max(total - warmup, 1)), 0, 1)
             return _ramp(step, warmup) * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
 
         return multiplier
@@ -58,12 +59,12 @@ class Rsqrt:
     def make(self, clock: Clock) -> Schedule:
         """`step -> multiplier`. Raises UserError where warm-up and cooldown do not fit in the run."""
         warmup = _warmup(self, clock)
-        timescale = max(clock.steps(self, "timescale", 10_000), 1)
+        timescale = float(max(clock.steps(self, "timescale", 10_000), 1))
         down = _cooldown(self, clock, warmup)
 
         def multiplier(step):
             step = jnp.asarray(step, jnp.float32)
-            decay = jnp.sqrt(timescale / (timescale + jnp.maximum(step - warmup, 0)))
+            decay = jnp.sqrt(timescale / (timescale + jnp.maximum(step - float(warmup), 0)))
             return _ramp(step, warmup) * decay * down(step)
 
         return multiplier
@@ -87,7 +88,7 @@ class Constant:
 
 
 def _ramp(step, warmup: int):
-    return jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+    return jnp.minimum(1.0, (step + 1) / float(max(warmup, 1)))
 
 
 def _total(clock: Clock, what: str) -> int:
@@ -112,4 +113,4 @@ def _cooldown(schedule, clock: Clock, warmup: int) -> Callable:
         raise UserError(
             f"schedule: warm-up of {warmup} and cooldown of {cooldown} steps do not fit in a run of {total} steps."
         )
-    return lambda step: jnp.clip((total - step) / cooldown, 0.0, 1.0)
+    return lambda step: jnp.clip((float(total) - step) / float(cooldown), 0.0, 1.0)

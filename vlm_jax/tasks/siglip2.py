@@ -168,7 +168,7 @@ class SigLIP2Pretraining(Contrastive):
         def rest(params: Params):
             return {"distill": zeros, "masked": zeros}, state
 
-        active = ctx.step >= math.ceil(self.begin * ctx.total_steps)
+        active = ctx.step >= min(math.ceil(self.begin * ctx.total_steps), 2**31 - 1)
         if isinstance(active, bool):  # of a step that is known, as where FLOPs are counted
             return (work if active else rest)(variables["params"])
         return jax.lax.cond(active, work, rest, variables["params"])

@@ -106,6 +106,6 @@ class Ramp:
 
     def at(self, moment: Moment) -> Float[Array, ""]:
         """The number at a step, counted from 0."""
-        way = self.steps if self.steps is not None else max(1, moment.total_steps * self.percent / 100)
+        way = float(self.steps if self.steps is not None else max(1, moment.total_steps * self.percent / 100))
         progress = jnp.clip(jnp.asarray(moment.step, jnp.float32) / way, 0, 1)
         return self.end + (self.start - self.end) * (1 + jnp.cos(jnp.pi * progress)) / 2
