@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 import vlm_jax
+from benchmarks.runs import enlarged, last_values, under
 from vlm_jax.data.image import ImageTransform
 from vlm_jax.data.sources.parquet import Parquet
 from vlm_jax.evaluate.reconstructions import errors, usage
@@ -84,14 +84,6 @@ def compared(images: Images, again: Images) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in errors(images, again).items()}
 
 
-def last_figures(workdir: pathlib.Path) -> dict[str, float]:
-    """What a run's `metrics.jsonl` says last of its reconstructions."""
-    found: dict[str, float] = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        found.update(json.loads(line))
-    return {name.removeprefix(EVALUATOR): value for name, value in found.items() if name.startswith(EVALUATOR)}
-
-
 def measure(train: Images, test: Images, options: argparse.Namespace) -> tuple[dict[str, Mapping], list[Images]]:
     """Figures by name, `pca`, `kmeans` and each run's; what each makes of the first test images, if it is asked for."""
     found = {
@@ -102,13 +94,13 @@ def measure(train: Images, test: Images, options: argparse.Namespace) -> tuple[d
     again = [again[:SHOWN] for _, again in found.values()]
     if options.picture:
         again += [vlm_jax.load(path).reconstruct(test[:SHOWN]) for path in options.workdir]
-    return figures | {path.name: last_figures(path) for path in options.workdir}, again
+    return figures | {path.name: under(EVALUATOR, last_values(path)) for path in options.workdir}, again
 
 
 def draw(rows: list[Images], path: pathlib.Path) -> None:
     """Writes a picture: a row for each."""
     whole = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    Image.fromarray(whole.repeat(SCALE, axis=0).repeat(SCALE, axis=1)).save(path, optimize=True)
+    enlarged(whole, SCALE).save(path, optimize=True)
 
 
 def main() -> None:

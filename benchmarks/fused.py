@@ -18,9 +18,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 import vlm_jax
+from benchmarks.runs import enlarged, last_values, under
 from vlm_jax.data.sources.shapes import Shapes
 from vlm_jax.data.sources.shapes.scene import COLOURS, OUTLINES
-from vlm_jax.report import read_metrics
 
 TEMPLATE = "a picture of a {}"
 SCALE, SHOWN = 2, 16  # pixels for a pixel, and captions
@@ -28,12 +28,9 @@ HEAD, WORDS, GAP = 16, 210, 6  # heights and widths, in pixels
 
 
 def figures(workdir: pathlib.Path) -> dict[str, float]:
-    """The last value of each of a run's evaluators."""
-    found: dict[str, float] = {"steps": 0}
-    for line in read_metrics(workdir / "metrics.jsonl"):
-        found["steps"] = line["step"]
-        found |= {name.removeprefix("eval/"): value for name, value in line.items() if name.startswith("eval/")}
-    return found
+    """The last value of each of a run's evaluators, and how many steps it has had."""
+    found = last_values(workdir)
+    return {"steps": found["step"], **under("eval/", found)}
 
 
 def drawings(model, classifier) -> Image.Image:
@@ -53,7 +50,7 @@ def drawings(model, classifier) -> Image.Image:
         x, y = 70 + column * side, HEAD + row * side
         if not column:
             _write(pen, (0, y + side // 2 - 8), name.split()[0])
-        page.paste(_enlarged(image), (x, y))
+        page.paste(enlarged(image, SCALE), (x, y))
         if seen[k] != name:
             pen.line((x, y + side - 4, x + side - GAP - 1, y + side - 4), fill=(200, 0, 0), width=3)
     return page
@@ -68,7 +65,7 @@ def captions(model, images: UInt8[np.ndarray, "n height width 3"], height: int) 
     for k, (image, text) in enumerate(zip(images, model.generate(list(images)))):
         column, row = divmod(k, rows)
         x, y = column * (side + WORDS), HEAD + row * side
-        page.paste(_enlarged(image), (x, y))
+        page.paste(enlarged(image, SCALE), (x, y))
         _write(pen, (x + side, y + side // 2 - 8), text)
     return page
 
@@ -82,10 +79,6 @@ def picture(model, classifier) -> Image.Image:
     page.paste(left, (0, 0))
     page.paste(right, (left.width + 20, 0))
     return page
-
-
-def _enlarged(image: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
-    return Image.fromarray(image.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
 
 
 def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:

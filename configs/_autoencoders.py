@@ -20,12 +20,11 @@ def tiny(variant: str, bottleneck):
     baselines of `benchmarks.autoencoders` minimise. Convolutions among patches start linear, and reach the
     error of VQGAN's networks in a tenth of the time; without norms equal patches have equal codes.
     """
-    shapes = variant == "shapes"
-    network = dict(width=128, patch_size=8, dtype="float32") if shapes else dict(patch_size=4, dtype="float32")
-    encoder = bind("models.codecs.PatchEncoder", blocks=2 if shapes else 1, **network)
-    decoder = bind("models.codecs.PatchDecoder", blocks=3 if shapes else 2, **network)
+    network = dict(width=64, patch_size=4, dtype="float32")
+    encoder = bind("models.codecs.PatchEncoder", blocks=1, **network)
+    decoder = bind("models.codecs.PatchDecoder", blocks=2, **network)
     config = bind("experiment.Experiment")
-    config.total_examples = (4000 if shapes else 2400) * 64
+    config.total_examples = 2400 * 64
     config.batch_size = 64
     config.evaluate_percent = 50
     config.checkpoint_percent = 25
@@ -46,7 +45,7 @@ def tiny(variant: str, bottleneck):
     config.optimizer = bind(
         "optim.Optimizer",
         name="adamw",
-        learning_rate=3e-3 if shapes else 2e-3,
+        learning_rate=2e-3,
         b2=0.99,
         weight_decay=1e-4,
         clip_norm=1.0,
@@ -55,19 +54,27 @@ def tiny(variant: str, bottleneck):
     config.evals = dict(
         reconstructions=bind("evaluate.reconstructions.Reconstructions", source=_cifar10("test-*"), image=late("image"))
     )
-    if shapes:
-        config.image.flip = False  # captions may say left or right
-        config.data.source = _shapes(32, split="train", size=60_000, scenes="single")
-        config.evals.reconstructions.source = _shapes(32, split="test", size=1000, scenes="single")
-        config.task.perceptual = bind("tasks.judges.Perceptual", image=tiny_tower(), layers=(0, 1, 2), weight=0.004)
-        config.init_from = dict(perceptual=JUDGE)
-        config.optimizer.freeze = ("perceptual/.*",)
+    if variant == "shapes":
+        _few_rich_codes(config)
     if variant == "short":
         config.total_examples = 60 * 64
         config.optimizer.schedule.warmup_steps = 10
         config.data.source = _shapes(32, split="train", size=2000)
         config.evals.reconstructions.source = _shapes(32, split="test", size=256)
     return config
+
+
+def _few_rich_codes(config) -> None:
+    """Changes the recipe to single shapes at 4 x 4 places, by larger networks and beside a trained tower."""
+    config.total_examples = 4000 * 64
+    config.image.flip = False  # captions may say left or right
+    config.data.source = _shapes(32, split="train", size=60_000, scenes="single")
+    config.evals.reconstructions.source = _shapes(32, split="test", size=1000, scenes="single")
+    config.task.model.encoder.update(width=128, patch_size=8, blocks=2)
+    config.task.model.decoder.update(width=128, patch_size=8, blocks=3)
+    config.task.perceptual = bind("tasks.judges.Perceptual", image=tiny_tower(), layers=(0, 1, 2), weight=0.004)
+    config.init_from = dict(perceptual=JUDGE)
+    config.optimizer.update(learning_rate=3e-3, freeze=("perceptual/.*",))
 
 
 def full(variant: str, model, *, batch_size: int, steps: int, reconstruction: str):

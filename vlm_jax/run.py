@@ -84,6 +84,8 @@ class Run:
 
         `data=False` opens no training data; `allow_change` takes data that is not what the run began with.
         """
+        for evaluator in experiment.evals.values():
+            evaluator.check_files()
         shared.compilation_cache(experiment.compilation_cache, link)
         plan = startup.make_plan(experiment, jax.devices())
         progress = report.Progress(experiment.clock.total, quiet=jax.process_index() > 0)
@@ -91,8 +93,6 @@ class Run:
         first = jax.process_index() == 0
         store = Store(workdir, keep=experiment.keep_checkpoints, stacks=plan.stacks, warn=warn)
         start = startup.begin(plan, store, warn)
-        for evaluator in experiment.evals.values():
-            evaluator.check_files()
         step = int(start.state.step)
         phases = phases or Phases()
         batches = ledger = pulse = None

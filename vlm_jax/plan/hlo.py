@@ -228,13 +228,13 @@ def _count(module: Module) -> dict[str, Any]:
             if not inside and i.op not in FREE and not i.op.endswith("-done"):
                 traffic += times * _traffic(module, i, types)
             kind = i.op.removesuffix("-start")
-            if kind in KINDS and not ALONE.fullmatch(_groups(i)):
+            if kind in KINDS and not ALONE.fullmatch(groups := _groups(i)):
                 # What is fused with products is under way through several fusions, each of which shows it.
                 mark = kind, _channel(i)
                 if inside != "fusion" or mark not in seen:
                     seen.add(mark)
                     asynchronous = i.op.endswith("-start") or kind == "send" or bool(inside)
-                    entry = messages[kind, asynchronous, _groups(i), _operation(i)]
+                    entry = messages[kind, asynchronous, groups, _operation(i)]
                     entry[0] += times
                     entry[1] += times * size(_result(i))
             if i.op == "custom-call" and any(f'"{target}"' in i.attributes for target in KERNELS):
