@@ -114,6 +114,47 @@ def test_a_device_alone_sends_nothing(groups, counts):
     assert len(hlo._count(module)["collectives"]) == counts
 
 
+LOOP = """
+%more (p: (u32[], f32[8])) -> pred[] {{
+  %bound = u32[] constant(16)
+  %p = (u32[], f32[8]{{0}}) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}}
+
+%turn (p: (u32[], f32[8])) -> (u32[], f32[8]) {{
+  %p = (u32[], f32[8]{{0}}) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[8]{{0}} get-tuple-element(%p), index=1
+  %step = u32[] constant({step})
+  %next = u32[] add(%i, %step)
+  %y = f32[8]{{0}} collective-permute(%x), source_target_pairs={{{{0,1}},{{1,0}}}}
+  ROOT %both = (u32[], f32[8]{{0}}) tuple(%next, %y)
+}}
+
+ENTRY %main (p: (u32[], f32[8])) -> (u32[], f32[8]) {{
+  %p = (u32[], f32[8]{{0}}) parameter(0)
+  ROOT %loop = (u32[], f32[8]{{0}}) while(%p), condition=%more, body=%turn
+}}
+"""
+
+
+@pytest.mark.parametrize("step, turns", [(1, 16), (2, 8), (3, 6)])
+def test_an_unrolled_loop_turns_less_often(step, turns):
+    (found,) = hlo._count(hlo.parse(LOOP.format(step=step)))["collectives"]
+    assert found.count == turns
+
+
+def test_a_scatter_of_sums_is_no_all_reduce(tpu):
+    """TPUs have it as an all-reduce in a fusion that keeps a part."""
+    mesh = mesh_of(tpu("v5e:2x4"))
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name="data", tiled=True)
+    whole = shape(mesh, 8192, 8192, spec=P())
+    scattered = jax.jit(jax.shard_map(scatter, mesh=mesh, in_specs=P(), out_specs=P("data"), check_vma=False))
+    (found,) = hlo.read(scattered.lower(whole).compile()).collectives
+    assert (found.kind, found.bytes, found.asynchronous) == ("reduce-scatter", 8192 * 8192 * 4 // 8, False)
+
+
 def test_an_all_reduce_lists_its_devices_and_operation():
     mesh = mesh_of(jax.devices()[:8])
     total = jax.shard_map(

@@ -229,14 +229,17 @@ def _count(module: Module) -> dict[str, Any]:
                 traffic += times * _traffic(module, i, types)
             kind = i.op.removesuffix("-start")
             if kind in KINDS and not ALONE.fullmatch(groups := _groups(i)):
+                part = _scattered(body, i) if inside == "fusion" else None
+                kind = "reduce-scatter" if part else kind
                 # What is fused with products is under way through several fusions, each of which shows it.
                 mark = kind, _channel(i)
                 if inside != "fusion" or mark not in seen:
                     seen.add(mark)
-                    asynchronous = i.op.endswith("-start") or kind == "send" or bool(inside)
+                    alone = part is not None and part.root  # a fusion of nothing else
+                    asynchronous = i.op.endswith("-start") or kind == "send" or (bool(inside) and not alone)
                     entry = messages[kind, asynchronous, groups, _operation(i)]
                     entry[0] += times
-                    entry[1] += times * size(_result(i))
+                    entry[1] += times * size(part.type if part else _result(i))
             if i.op == "custom-call" and any(f'"{target}"' in i.attributes for target in KERNELS):
                 shapes = tuple(s for o in i.operands for s, _, _ in arrays(types.get(o, "")))
                 results = tuple(s for s, _, _ in arrays(i.type))
@@ -276,8 +279,37 @@ def _trips(module: Module, loop: Instruction) -> int | None:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(known[1])
     condition = module.computations[loop.called("condition")]
-    constants = [int(i.operands[0]) for i in condition if i.op == "constant" and re.match(r"[su]32\[\]", i.type)]
-    return constants[0] if len(constants) == 1 else None
+    bounds = [value for i in condition if (value := _integer(i)) is not None]
+    return math.ceil(bounds[0] / _step(module, loop)) if len(bounds) == 1 else None
+
+
+def _step(module: Module, loop: Instruction) -> int:
+    """What a turn adds to the counter that the condition compares: more than 1 where the compiler unrolled the loop."""
+    condition = {i.name: i for i in module.computations[loop.called("condition")]}
+    body = {i.name: i for i in module.computations[loop.called("body")]}
+    compared = next((i for i in condition.values() if i.root and i.op == "compare"), None)
+    read = (condition.get(name) for name in compared.operands) if compared else ()
+    counter = next((i for i in read if i and i.op == "get-tuple-element"), None)
+    after = next((i for i in body.values() if i.root and i.op == "tuple"), None)
+    if counter is None or after is None:
+        return 1
+    added = body.get(after.operands[int(re.search(r"index=(\d+)", counter.attributes)[1])])
+    if added is None or added.op != "add":
+        return 1
+    steps = [value for name in added.operands if (value := _integer(body.get(name))) is not None]
+    return max(1, steps[0]) if steps else 1
+
+
+def _integer(i: Instruction | None) -> int | None:
+    """The value of an integer constant."""
+    constant = i is not None and i.op == "constant" and re.match(r"[su]32\[\]", i.type)
+    return int(i.operands[0]) if constant else None
+
+
+def _scattered(body: list[Instruction], i: Instruction) -> Instruction | None:
+    """The part of an all-reduce that is all that a fusion takes of it: so TPUs have their reduce-scatters."""
+    users = [u for u in body if i.name in u.operands]
+    return users[0] if i.op == "all-reduce" and [u.op for u in users] == ["dynamic-slice"] else None
 
 
 def _result(i: Instruction) -> str:
