@@ -63,7 +63,7 @@ def get_config(variant: str = ""):
         qk_norm="layer_per_head",
     )
     config.task = task(decoder, length=length, tokenizer=tokenizer() if small else None, z_loss=1e-5, guidance=3.0)
-    config.mesh = bind("mesh.Layout") if small else bind("mesh.Layout", data=1, fsdp=-1)
+    config.mesh = bind("mesh.Layout") if small else bind("mesh.Layout", fsdp=-1)
     warmup = dict(warmup_steps=1 if small else 4000)
     config.optimizer = bind(
         "optim.Optimizer",

@@ -7,7 +7,7 @@ at 1e-4; the same on 48M larger images at 5e-5; then everything, on 15M instruct
 chosen ones at 1e-5. Images have at most 800 x 800 pixels in the first two stages (625 tokens), then 1600 x 1600 (2500).
 Chosen here: rows of 6400 tokens hold 8 conversations with the smaller images or 2 with the larger ones (there each has
 a row of its own, of 2048, 4096 or in the end 5000), and small images are enlarged. It starts from published weights
-(`init_from` of the first stage), and parameters are split over all devices.
+(`init_from` of the first stage), and parameters are split over up to 32 devices.
 """
 
 from vlm_jax.configs._decoders import ANSWER, conversations, smoke, task
@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
     )
     config = conversations(length=LENGTH, images=images, examples=256, rows=32, per_row=16)
     config.batch_size = 128
-    config.mesh = bind("mesh.Layout", data=1, fsdp=-1)
+    config.mesh = bind("mesh.Layout", fsdp=-1)
     decoder = bind("models.decoder.LanguageModel", length=LENGTH + ANSWER, modalities=2, **QWEN25_7B)
     model = dict(decoder=decoder, embedding="convolutions", width=128 if small else 1024, images=IMAGES)
     config.task = task(bind("models.eve.Eve", **model, **patches, **PIXELS), length=LENGTH)

@@ -5,7 +5,7 @@ Three stages, AdamW without decay, a cosine: the language model is frozen at fir
 warm-up 1%. An image has at most 48 x 48 patches of 14 pixels, 672 pixels a side, and 24 x 24 tokens of 2 x 2; every
 fourth layer is aligned, in all stages as in the published code. Chosen here: rows of 4096 tokens hold several
 conversations of at most that length (there each has a row of its own, of 2048). It starts from published weights
-(`init_from` of the first stage), and parameters are split over all devices.
+(`init_from` of the first stage), and parameters are split over up to 32 devices.
 """
 
 from vlm_jax.configs._decoders import ANSWER, conversations, smoke, task
@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
     images = bind("data.conversation_images.NativeImages", **patches, **native)
     config = conversations(length=LENGTH, images=images, size=view, examples=128, rows=32, per_row=12)
     config.batch_size = 128
-    config.mesh = bind("mesh.Layout", data=1, fsdp=-1)
+    config.mesh = bind("mesh.Layout", fsdp=-1)
     tower = dict(width=128, depth=3, mlp_dim=256, num_heads=4) if small else {}
     teacher = bind("models.eve.Teacher", image=clip_l14(view, **tower), layer=-2, interval=1 if small else 4, **PIXELS)
     config.task = task(

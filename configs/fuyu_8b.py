@@ -3,7 +3,7 @@
 Sizes are those of the published `adept/fuyu-8b`: width 4096, 36 layers of 64 heads, hidden units 16,384 with squared
 ReLU, 262,144 tokens, queries and keys normed, half of each head turned. How it was trained is not published: batch and
 rates are those of `llava_7b`'s second stage. Rows of 4096 tokens hold up to two images of 36 x 36 patches and their
-conversations. It starts from published weights (`init_from`), and parameters are split over all devices.
+conversations. It starts from published weights (`init_from`), and parameters are split over up to 32 devices.
 """
 
 from vlm_jax.configs._decoders import ANSWER, conversations, smoke, task
@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     config = conversations(length=LENGTH, images=images, examples=128, rows=64, per_row=8)
     config.total_examples = 665_298
     config.batch_size = 64
-    config.mesh = bind("mesh.Layout", data=1, fsdp=-1)
+    config.mesh = bind("mesh.Layout", fsdp=-1)
     config.init_from = "hf:adept/fuyu-8b"
     config.task = task(
         bind("models.fuyu.Fuyu", decoder=persimmon(LENGTH + ANSWER), **patches, images=IMAGES),

@@ -4,8 +4,8 @@ As its published scripts have it: first the projector alone, 558K captions, 256 
 language model, 665K conversations, 128 a step at 2e-5; each one epoch, a cosine after a warm-up of 3%, no decay. The
 last but one of CLIP's layers is taken. Chosen here: rows of 4096 tokens hold several conversations of at most that
 length (there each has a row of its own, of 2048), on average 4 of both stages; with far longer ones raise `rows` and
-`batch_size`. It starts from published weights (`init_from` of the first stage), and parameters are split over all
-devices.
+`batch_size`. It starts from published weights (`init_from` of the first stage), and parameters are split over up
+to 32 devices.
 
 `tiles` shows images as LLaVA-NeXT does (llava-vl.github.io/blog/2024-01-30-llava-next): a grid of up to four tiles and
 a thumbnail, up to 2928 tokens. Stages, data and rates are those above; rows of 8192 hold 2 conversations on average.
@@ -48,7 +48,7 @@ def get_config(variant: str = ""):
     config = conversations(length=LENGTH, images=images, size=image_size, **window)
     config.image.update(resize="pad", fill=(122, 116, 104))
     config.batch_size = 32
-    config.mesh = bind("mesh.Layout", data=1, fsdp=-1)
+    config.mesh = bind("mesh.Layout", fsdp=-1)
     tower = dict(width=128, depth=3, mlp_dim=256, num_heads=4) if small else {}
     config.task = task(
         bind(

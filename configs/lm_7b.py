@@ -2,7 +2,7 @@
 
 Recalled, and not read again: rows of 2048 tokens, 4 million tokens a step, 1 trillion in all; AdamW with b1 0.9, b2
 0.95 and a decay of 0.1, a peak of 3e-4 after 2000 steps and a cosine to a tenth of it, clipping at 1. Data as in
-`lm_135m`. Parameters and optimizer are split over all devices.
+`lm_135m`. Parameters and optimizer are split over up to 32 devices.
 """
 
 from vlm_jax.configs._decoders import VARIANTS as VARIANTS
@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
         weight_decay=0.1,
         schedule=bind("optim.schedules.Cosine", warmup_steps=2000, final=0.1),
     )
-    config.mesh = bind("mesh.Layout", data=1, fsdp=-1)
+    config.mesh = bind("mesh.Layout", fsdp=-1)
     if variant == "smoke":
         smoke(config, rows=4)
     return config

@@ -1,8 +1,12 @@
 """Meshes, rules of partition, and which rows lie where."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from vlm_jax import mesh as meshes
@@ -26,16 +30,37 @@ def test_minus_one_takes_what_is_left():
     assert dict(Layout(data=-1, fsdp=4).make(jax.devices()).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
 
 
+@pytest.mark.parametrize(
+    ("devices", "tensor", "sizes"),
+    [(1, 1, (1, 1, 1)), (8, 1, (1, 8, 1)), (32, 1, (1, 32, 1)), (256, 1, (8, 32, 1)), (24, 1, (3, 8, 1)),
+     (256, 8, (1, 32, 8)), (6, 2, (3, 1, 2))],
+)  # fmt: skip
+def test_parameters_are_split_over_at_most_32_where_both_axes_are_free(devices, tensor, sizes):
+    assert tuple(Layout(data=-1, fsdp=-1, tensor=tensor).sizes(devices).values()) == sizes
+
+
+@given(devices=st.integers(1, 4096), data=st.sampled_from([-1, 1, 2, 3]), fsdp=st.sampled_from([-1, 1, 4, 48]))
+def test_sizes_make_the_devices_or_are_refused(devices, data, fsdp):
+    fixed = math.prod(size for size in (data, fsdp) if size != -1)
+    fits = devices % fixed == 0 if -1 in (data, fsdp) else devices == fixed
+    try:
+        sizes = Layout(data=data, fsdp=fsdp).sizes(devices)
+    except UserError:
+        assert not fits
+    else:
+        assert fits and math.prod(sizes.values()) == devices
+
+
 @pytest.mark.parametrize("layout", [Layout(data=3), Layout(data=-1, fsdp=3), Layout(data=16)])
 def test_meshes_that_do_not_multiply(layout):
-    with pytest.raises(UserError, match=r"does not make 8 device"):
+    with pytest.raises(UserError, match=r"does not make the 8 device"):
         layout.make(jax.devices())
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        ({"fsdp": -1, "tensor": -1}, "for one axis, or data and fsdp"),
         ({"fsdp": 0}, "sizes are positive"),
         ({"rules": ((".*", "-,tensr"),)}, "did you mean 'tensor'"),
         ({"rules": (("(", "fsdp"),)}, "no regular expression"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,11 +20,17 @@ from vlm_jax.ring import ring_order
 __all__ = ["AXES", "BATCH_AXES", "Layout", "explain", "follow", "shardings"]
 
 AXES = ("data", "fsdp", "tensor")
+# Ways that `fsdp` splits at most where it is free. Over whole slices of most shapes, and of v5p already over 64 chips,
+# the compiler for TPUs (libtpu 0.0.42) sums whole gradients on every chip and cuts them then, instead of scattering.
+MOST_WAYS = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How many devices each axis has (one of them -1: all that are left), and the rules of partition.
+    """How many devices each axis has, and the rules of partition.
+
+    -1 is all devices that are left. Where `data` and `fsdp` both are, `fsdp` has the greatest common divisor of those
+    devices and 32, and `data` the rest: a machine of up to 32 devices holds parameters once, a larger one several times.
 
     A rule is (regular expression over the whole per-layer name, spec); the first that matches counts. A spec is
     `replicate`, `fsdp` (the largest dimension that the axis divides, where the array has at least `min_size`
@@ -43,8 +50,11 @@ class Layout:
     def validate(self) -> None:
         sizes = {axis: getattr(self, axis) for axis in AXES}
         free = [axis for axis, size in sizes.items() if size == -1]
-        if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-            raise UserError(f"mesh {sizes}: sizes are positive, and at most one is -1 (all devices that are left).")
+        several = len(free) > 1 and free != ["data", "fsdp"]
+        if several or any(size < 1 and size != -1 for size in sizes.values()):
+            raise UserError(
+                f"mesh {sizes}: sizes are positive, or -1 (all devices that are left) for one axis, or data and fsdp."
+            )
         for pattern, spec in self.rules:
             try:
                 re.compile(pattern)
@@ -60,6 +70,28 @@ class Layout:
                             f"mesh.rules: {spec!r} names {part!r}; {closest(part, [*AXES, '-', 'replicate'])}"
                         )
 
+    def sizes(self, devices: int) -> dict[str, int]:
+        """axis -> devices along it, of `devices` in all.
+
+        Raises:
+          UserError: the sizes do not multiply to the number of devices.
+        """
+        given = {axis: getattr(self, axis) for axis in AXES}
+        left, over = divmod(devices, math.prod(size for size in given.values() if size != -1))
+        sizes = dict(given)
+        if self.fsdp == -1:
+            sizes["fsdp"] = math.gcd(left, MOST_WAYS) if self.data == -1 else left
+            left //= max(1, sizes["fsdp"])
+        sizes |= {axis: left for axis in ("data", "tensor") if given[axis] == -1}
+        if over or math.prod(sizes.values()) != devices:
+            named = " x ".join(f"{axis}={size}" for axis, size in given.items())
+            valid = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
+            raise UserError(
+                f"mesh {named} does not make the {devices} device(s) that there are; set one axis to -1, and the others "
+                f"to divisors: {valid}."
+            )
+        return sizes
+
     def make(self, devices: Sequence[Any], group: int = 1) -> Mesh:
         """The mesh over `devices`, in `ring_order` where they all lie along one axis, else in the order given.
 
@@ -73,14 +105,7 @@ class Layout:
         Raises:
           UserError: the sizes do not multiply to the number of devices.
         """
-        sizes = [getattr(self, axis) for axis in AXES]
-        fixed = int(np.prod([s for s in sizes if s != -1]))
-        sizes = [len(devices) // fixed if s == -1 else s for s in sizes]
-        if int(np.prod(sizes)) != len(devices):
-            given = " x ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
-            raise UserError(
-                f"mesh {given} does not make {len(devices)} device(s); set one axis to -1, or their product to that."
-            )
+        sizes = list(self.sizes(len(devices)).values())
         ordered = ring_order(devices, group) if len(devices) in sizes else devices
         return Mesh(np.asarray(ordered).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

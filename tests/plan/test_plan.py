@@ -47,7 +47,7 @@ def test_it_needs_no_accelerator_no_data_and_no_tokenizer(tmp_path):
         (("--config=siglip_tiny", "--plan=v5e:5x5"), "valid choices: 1x1, 2x2"),
         (("--config=siglip_tiny", "--plan=v5f:4x4"), "did you mean 'v5"),
         (("--config=siglip_tiny", "--plan=cpu:4", "--config.mesh.fsdp=3"), "to divisors: 1, 2, 4"),
-        (("--config=siglip_tiny", "--plan=cpu:4", "--config.mesh.data=2"), "does not make the 4 devices of cpu:4"),
+        (("--config=siglip_tiny", "--plan=cpu:4", "--config.mesh.data=2"), "does not make the 4 device"),
         (("--config=siglip_tiny", "--plan=cpu:4", "--config.batch_size=30"), "the nearest that are: 28 or 32"),
         (("--plan=v5e:4x4",), "--config=NAME is missing"),
     ],
@@ -162,12 +162,15 @@ def test_the_first_that_fits_is_the_one_with_the_least_work(rows, remat, microba
     assert ways[0].estimate.fits
 
 
-def test_the_state_is_split_where_it_is_the_most():
+@pytest.mark.parametrize(
+    ("machine", "params", "ways"), [("v5e:4x4", 60.0, 16), ("v5e:16x16", 60.0, 32), ("v5e:16x16", 1000.0, 256)]
+)
+def test_the_state_is_split_where_it_is_the_most(machine, params, ways):
     experiment = subject.experiment_of(small(batch_size=8192, total_epochs=None, total_steps=1000))
     first = Fake(experiment, 110)()
-    first.compiled.values["params"] = 60.0
-    ways = fit.search(Fake(experiment, 80), experiment, parse("v5e:4x4"), first, lambda line: None)
-    assert ways[0].change == subject.Change(fsdp=16)
+    first.compiled.values["params"] = params
+    found = fit.search(Fake(experiment, 80), experiment, parse(machine), first, lambda line: None)
+    assert found[0].change == subject.Change(fsdp=ways)
 
 
 def test_microbatches_divide_the_batch():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 
@@ -68,15 +67,12 @@ def make(name: str | None, topology: str, words: list[str], own_flags: list[str]
 
 def check_fit(config, topology: Topology) -> None:
     """What the run would say on the machines, said before they cost anything. A CPU says it at no cost itself."""
+    from vlm_jax import config as configs
+
     mesh, batch_size = config["mesh"], config["batch_size"]
     if topology.kind == "cpu":
         return
-    sizes = {axis: mesh[axis] for axis in ("data", "fsdp", "tensor")}
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {axis: topology.devices // fixed if size == -1 else size for axis, size in sizes.items()}
-    if math.prod(sizes.values()) != topology.devices:
-        given = " x ".join(f"{axis}={mesh[axis]}" for axis in sizes)
-        raise UserError(f"mesh {given} does not make the {topology.devices} devices of {topology}.")
+    sizes = configs.build(mesh).sizes(topology.devices)
     ways = sizes["data"] * sizes["fsdp"]
     if batch_size % ways:
         raise UserError(

@@ -83,20 +83,8 @@ def plan(
 
 def check_layout(experiment: Any, topology: Any) -> None:
     """Raises UserError where mesh or batch do not fit so many devices; no compiler is needed to know that."""
-    from vlm_jax.mesh import AXES
-
-    sizes = {axis: getattr(experiment.mesh, axis) for axis in AXES}
-    fixed, free = 1, [axis for axis, size in sizes.items() if size == -1]
-    for size in sizes.values():
-        fixed *= size if size != -1 else 1
-    if topology.size % fixed or (not free and fixed != topology.size):
-        given = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-        valid = [n for n in range(1, topology.size + 1) if topology.size % n == 0]
-        raise UserError(
-            f"mesh {given} does not make the {topology.size} devices of {topology.name}; set one axis to -1, and the "
-            f"others to divisors: {', '.join(map(str, valid))}."
-        )
-    ways = topology.size // max(1, sizes["tensor"])
+    sizes = experiment.mesh.sizes(topology.size)
+    ways = topology.size // sizes["tensor"]
     rows = experiment.batch_size // experiment.microbatches
     if rows % ways:
         near = [max(1, rows // ways) * ways, -(-rows // ways) * ways]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from vlm_jax.experiment import Experiment
+from vlm_jax.mesh import MOST_WAYS
 from vlm_jax.nn.transformer import REMAT
 from vlm_jax.plan import subject
 from vlm_jax.plan.estimate import Compiler, Estimate
@@ -65,8 +66,7 @@ def _candidates(
     """In the order of the work they add; the number of microbatches follows what was needed so far."""
     values = first.compiled.values
     state = sum(values.get(name, 0.0) for name in ("params", "opt", "ema"))
-    splits = fsdp_sizes(experiment, topology) if state > limit / 4 else []
-    fsdp = splits[0] if splits else None
+    fsdp = split(experiment, topology, state, limit)
     needed = first.needed or 8 * limit
     excess = (needed - state) / max(1.0, 0.9 * limit - (state / (fsdp or 1)))
     stronger = policies(experiment)
@@ -101,7 +101,13 @@ def allowed(experiment: Experiment, topology: Topology, parts: int) -> bool:
     return experiment.batch_size % (parts * topology.size) == 0 and rows // parts >= 8
 
 
-def fsdp_sizes(experiment: Experiment, topology: Topology) -> list[int]:
-    """Ways to split parameters: a whole slice, then a side of it."""
-    sides = [math.prod(topology.shape), max(topology.shape), 8]
-    return [n for n in dict.fromkeys(sides) if 1 < n <= topology.size and topology.size % n == 0]
+def split(experiment: Experiment, topology: Topology, state: float, limit: int) -> int | None:
+    """Ways to split parameters and what goes with them: None where that is not what takes the memory.
+
+    As many as a free mesh has (`mesh.MOST_WAYS`), all devices of a slice where that is too few.
+    """
+    tensor = experiment.mesh.sizes(topology.size)["tensor"]
+    most = math.gcd(math.prod(topology.shape), topology.size // tensor)
+    few = math.gcd(most, MOST_WAYS)
+    ways = few if state / few <= limit / 4 else most
+    return ways if ways > 1 and state > limit / 4 else None
