@@ -40,7 +40,9 @@ def test_it_needs_no_data_and_no_tokenizer(capsys):
     assert "text/embed/token" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change, says", [({"mesh__fsdp": "3"}, "does not make the 8 device"), ({}, "unknown chip 'v9'")])
+@pytest.mark.parametrize(
+    "change, says", [({"mesh__fsdp": "3"}, "does not make the 8 device"), ({}, "unknown chip 'v9'")]
+)
 def test_mistakes_are_one_line(change, says):
     with pytest.raises(UserError, match=says):
         explain_sharding(small_config(**change), None if change else "v9:3")

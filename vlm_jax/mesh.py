@@ -30,7 +30,7 @@ class Layout:
     """How many devices each axis has, and the rules of partition.
 
     -1 is all devices that are left. Where `data` and `fsdp` both are, `fsdp` has the greatest common divisor of those
-    devices and 32, and `data` the rest: a machine of up to 32 devices holds parameters once, a larger one several times.
+    devices and 32, and `data` the rest: up to 32 devices hold parameters once, more hold them several times.
 
     A rule is (regular expression over the whole per-layer name, spec); the first that matches counts. A spec is
     `replicate`, `fsdp` (the largest dimension that the axis divides, where the array has at least `min_size`
@@ -87,8 +87,8 @@ class Layout:
             named = " x ".join(f"{axis}={size}" for axis, size in given.items())
             valid = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
             raise UserError(
-                f"mesh {named} does not make the {devices} device(s) that there are; set one axis to -1, and the others "
-                f"to divisors: {valid}."
+                f"mesh {named} does not make the {devices} device(s) that there are; set one axis to -1, and the "
+                f"others to divisors: {valid}."
             )
         return sizes
 

@@ -2,12 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vlm_jax.errors import UserError
-from vlm_jax.nn.embed import ConvStem, ImageEmbed, PatchProjection, TextEmbed
+from vlm_jax.mesh import Layout
+from vlm_jax.nn import shard
+from vlm_jax.nn.embed import ConvStem, ImageEmbed, PatchProjection, TextEmbed, take_rows
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
 from vlm_jax.nn.layers import repeat
+from vlm_jax.plan import hlo
 
 from .random_parameters import random_parameters
 
@@ -112,3 +116,30 @@ def test_what_is_repeated_gets_its_gradient_in_f32():
     assert repeat(x, 1000, "bfloat16").dtype == jnp.bfloat16
     grad = jax.grad(lambda x: repeat(x, 1000, "bfloat16").sum(axis=(1, 2)).astype(jnp.float32).sum())(x)
     np.testing.assert_array_equal(grad, 1000 * np.ones((3, 8), np.float32))
+
+
+@pytest.mark.parametrize("vocab", [64, 8], ids=["rows are exchanged", "the table is gathered"])
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_rows_of_a_table_that_rests_in_parts(axes, vocab):
+    mesh = Layout(**axes).make(jax.devices())
+    table = jax.random.normal(jax.random.key(0), (vocab, 16))
+    ids = jax.random.randint(jax.random.key(1), (16, 5), 0, 8).at[3, 2].set(vocab)
+    cotangent = jax.random.normal(jax.random.key(2), (16, 5, 16))
+
+    def rows_and_gradient(table, ids, cotangent):
+        rows, pull = jax.vjp(lambda table: take_rows(table, ids, "float32"), table)
+        return rows, pull(cotangent)[0]
+
+    def over_devices(*arguments):
+        with shard.under(mesh):
+            return rows_and_gradient(*arguments)
+
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    split, batch = jax.jit(over_devices), ("data", "fsdp")
+    found = split(put(table, "tensor", "fsdp"), put(ids, batch), put(cotangent, batch))
+    for a, b in zip(found, rows_and_gradient(table, ids, cotangent), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert np.isnan(found[0][3, 2]).all() and tuple(found[1].sharding.spec) == ("tensor", "fsdp")
+    sent = hlo.read(split.lower(put(table, "tensor", "fsdp"), put(ids, batch), put(cotangent, batch)).compile())
+    largest = max(c.bytes // c.count for c in sent.collectives)
+    assert (largest < 4 * table.size // mesh.shape["tensor"]) == (vocab == 64)

@@ -1,10 +1,14 @@
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from vlm_jax.mesh import Layout
+from vlm_jax.nn import shard
 from vlm_jax.nn.activations import ACTIVATIONS
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
@@ -37,6 +41,24 @@ def test_recomputing_changes_no_number(dtype):
         assert a.dtype == b.dtype
         scale = float(jnp.abs(a).max())
         np.testing.assert_allclose(a, b, atol=scale * (1e-6 if dtype == "float32" else 1e-2))
+
+
+@pytest.mark.parametrize("rows", [8, 3], ids=["split", "not split"])
+@pytest.mark.parametrize("layout", [Layout(data=2, fsdp=4), Layout(data=8), Layout(data=1, fsdp=8)])
+def test_recomputing_over_devices_changes_no_number(layout, rows):
+    init = initializers("clip", width=32, depth=2)
+    mlp = Functional(Mlp, 32, 64, remat=True, activation="gelu", dtype="float32", init=init)
+    params, x = mlp.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (rows, 6, 32))
+    mesh = layout.make(jax.devices())
+
+    def gradients(p, x, over=None):
+        with shard.under(over):
+            return jax.grad(lambda p, x: (mlp(p, x) ** 2).sum(), (0, 1))(p, x)
+
+    place = lambda leaf: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
+    split = jax.jit(functools.partial(gradients, over=mesh))(*jax.tree.map(place, (params, x)))
+    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(gradients(params, x)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_recomputing_keeps_less():

@@ -140,9 +140,8 @@ class TextDecoder(Stack):
         return self._parts["ln_post"](params["ln_post"], *stream, method="of_sum")
 
     def head(self, params: Params) -> Float[Array, "vocab dim"]:
-        """One row for each token of the vocabulary, for `losses.cross_entropy`."""
-        head = params["embed"]["token"] if self.tied else params["head"]["embedding"]
-        return shard.constrain(head, "vocab", None)
+        """One row for each token of the vocabulary, as it rests, for `tasks.next_token`."""
+        return params["embed"]["token"] if self.tied else params["head"]["embedding"]
 
     def real(self, text: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
         """True where a token is not padding; an end token that is also what pads is real where it stands first."""
@@ -179,7 +178,7 @@ class Captions:
         return self.decoder.apply(variables["params"]["decoder"], image_tokens, text, **options)
 
     def head(self, variables: Variables) -> Float[Array, "vocab dim"]:
-        """One row for each token of the vocabulary, for `losses.cross_entropy`."""
+        """One row for each token of the vocabulary, as it rests, for `tasks.next_token`."""
         return self.decoder.head(variables["params"]["decoder"])
 
     def start_captions(

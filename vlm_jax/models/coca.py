@@ -21,7 +21,7 @@ from vlm_jax.models.tower import Stack, check, stacks_of
 from vlm_jax.models.two_tower import TwoTower, Variables
 from vlm_jax.models.vit import ViT
 from vlm_jax.nn import cache as caches
-from vlm_jax.nn import pool, shard
+from vlm_jax.nn import pool
 from vlm_jax.nn.cross_attention import AttentionalPooler
 from vlm_jax.nn.decoder import Decoder
 from vlm_jax.nn.embed import TextEmbed, VocabularyHead
@@ -342,6 +342,5 @@ class CoCa(TwoTower):
         return caches.next_logits(hidden, self.head(variables), count), cache
 
     def head(self, variables: Variables) -> Float[Array, "vocab dim"]:
-        """One row for each token of the vocabulary, for `losses.cross_entropy`."""
-        head = variables["params"]["decoder"]["head"]["embedding"]
-        return shard.constrain(head, "vocab", None)
+        """One row for each token of the vocabulary, as it rests, for `tasks.next_token`."""
+        return variables["params"]["decoder"]["head"]["embedding"]

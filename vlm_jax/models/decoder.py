@@ -218,13 +218,12 @@ class LanguageModel(Stack):
         return hidden[:, 0], {"layers": layers, "length": cache["length"] + count}
 
     def head(self, params: Params) -> Float[Array, "vocab dim"]:
-        """One row for each token of the vocabulary, for `losses.cross_entropy`."""
-        head = params["embed"]["token"] if self.tied else params["head"]["embedding"]
-        return shard.constrain(head, "vocab", None)
+        """One row for each token of the vocabulary, as it rests, for `tasks.next_token`."""
+        return params["embed"]["token"] if self.tied else params["head"]["embedding"]
 
     def logits(self, params: Params, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """The logits of the next token, f32."""
-        head = self.head(params).astype(hidden.dtype)
+        head = shard.constrain(self.head(params).astype(hidden.dtype), "vocab", None)
         return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
 
     def complete(self, params: Params) -> Params:

@@ -143,8 +143,8 @@ class LstmDecoder:
         return out, {"state": state, "length": cache["length"] + count}
 
     def head(self, params: Params) -> Float[Array, "vocab dim"]:
-        """One row for each token of the vocabulary, for `losses.cross_entropy`."""
-        return shard.constrain(params["head"]["embedding"], "vocab", None)
+        """One row for each token of the vocabulary, as it rests, for `tasks.next_token`."""
+        return params["head"]["embedding"]
 
     def real(self, text: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
         """See `captioner.TextDecoder.real`."""

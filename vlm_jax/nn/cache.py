@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlm_jax.nn import pool
+from vlm_jax.nn import pool, shard
 
 
 def append(
@@ -52,4 +52,5 @@ def next_logits(
 ) -> Float[Array, "batch vocab"]:
     """f32 logits of the token that follows the first `count` of each row."""
     last = pool.take(hidden, count - 1)
-    return jnp.einsum("bd,vd->bv", last, head.astype(last.dtype), preferred_element_type=jnp.float32)
+    head = shard.constrain(head.astype(last.dtype), "vocab", None)
+    return jnp.einsum("bd,vd->bv", last, head, preferred_element_type=jnp.float32)

@@ -174,8 +174,9 @@ def take_rows(
 ) -> Float[Array, "batch time dim"]:
     """The rows of an embedding table, in f32; an id outside it gives NaN.
 
-    A table that rests in parts is gathered in `dtype`. Its gradient is summed in f32 on a device, for tokens are
-    frequent, and in `shard.grad_dtype()` between them.
+    Of a table that rests in parts, devices look up each other's ids in their columns and exchange what they found, in
+    `dtype`; where that is more than the table, the table is gathered. Its gradient goes the same way back: it is summed
+    in f32 on a device, for tokens are frequent, and in `shard.grad_dtype()` between them.
     """
     return _rows(table, ids, dtype, shard.grad_dtype())
 
@@ -183,9 +184,18 @@ def take_rows(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rows(table, ids, dtype, grad_dtype):
     if shard.ways("embed", shard.AT_REST) > 1:
-        table = shard.constrain(table.astype(dtype), "vocab", None)
-    rows = jnp.take(table, ids, axis=0).astype(jnp.float32)
-    return shard.constrain(rows, "batch", None, "embed")
+        table = table.astype(dtype)
+    if _exchanged(table, ids):
+        rows = jnp.take(table, shard.constrain(ids, "replica", None), axis=0)
+        rows = shard.constrain(rows, "replica", None, "embed", table=shard.AT_REST)
+    else:
+        rows = jnp.take(shard.constrain(table, "vocab", None), ids, axis=0)
+    return shard.constrain(rows, "batch", None, "embed").astype(jnp.float32)
+
+
+def _exchanged(table: Float[Array, "vocab dim"], ids: Int[Array, "batch time"]) -> bool:
+    """Whether a device has fewer ids than the table has rows."""
+    return shard.ways("part") > 1 and ids.size // shard.ways("batch") < table.shape[0]
 
 
 def _rows_forward(table, ids, dtype, grad_dtype):
@@ -194,7 +204,11 @@ def _rows_forward(table, ids, dtype, grad_dtype):
 
 def _rows_backward(dtype, grad_dtype, kept, rows):
     table, ids = kept
-    summed = jnp.zeros(table.shape, jnp.float32).at[ids].add(shard.constrain(rows, "batch", None, "embed"))
+    rows = shard.constrain(rows, "batch", None, "embed")
+    if _exchanged(table, ids):
+        ids = shard.constrain(ids, "replica", None)
+        rows = shard.constrain(rows, "replica", None, "embed", table=shard.AT_REST)
+    summed = jnp.zeros(table.shape, jnp.float32).at[ids].add(rows)
     summed = summed.astype(jnp.promote_types(grad_dtype, dtype))
     return shard.constrain(summed, "vocab", "embed", table=shard.AT_REST).astype(table.dtype), None
 

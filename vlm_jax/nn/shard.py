@@ -22,8 +22,10 @@ BATCH_AXES = ("data", "fsdp")
 
 # Logical axis -> axes of the mesh. `embed` is the width of the residual stream: whole in activations and in weights
 # that are in use, split over `fsdp` in weights at rest. `rows` are those of a matrix that rests in a layout of its own
-# (see `vlm_jax.nn.attention`).
+# (see `vlm_jax.nn.attention`). At rest there are as many copies of a parameter as `replica`, each in as many parts as
+# `part`.
 IN_USE = {"batch": BATCH_AXES, "heads": ("tensor",), "mlp": ("tensor",), "vocab": ("tensor",), "embed": (), "rows": ()}
+IN_USE |= {"replica": ("data",), "part": ("fsdp",)}
 AT_REST = IN_USE | {"embed": ("fsdp",), "rows": ("fsdp", "tensor")}
 
 Axes = Sequence[str | None]
@@ -101,8 +103,8 @@ def per_shard(
     """`f` on each device's part of its arguments, as a kernel needs that the partitioner cannot split.
 
     `in_axes` has the logical axes of each argument, `out_axes` those of the result, or of each result. `f` must treat
-    each part by itself. A logical axis is split only where every dimension that it names divides. `checked` is
-    `check_vma` of `jax.shard_map`, which not all kernels bear.
+    each part by itself. A logical axis is split only where every dimension that it names divides; `replica` and `part`
+    only where `batch` is. `checked` is `check_vma` of `jax.shard_map`, which not all kernels bear.
     """
     several = not all(isinstance(axis, (str, type(None))) for axis in out_axes)
 
@@ -112,6 +114,7 @@ def per_shard(
             return f(*args)
         named = [(axis, size) for a, axes in zip(args, in_axes, strict=True) for axis, size in zip(axes, a.shape)]
         whole = {axis for axis, size in named if axis and size % ways(axis)}
+        whole |= {"replica", "part"} if "batch" in whole else set()
 
         def of(axes: Axes) -> PartitionSpec:
             return PartitionSpec(*(_names(None if axis in whole else axis, mesh, IN_USE) for axis in axes))
