@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
 import sys
 
 import pytest
@@ -35,11 +36,11 @@ FULL = {
     for chip in ("v5e", "v6e")
 }
 FULL |= {"lm_135m:v6e:2x2": ({"batch_size": 64}, True), "fuyu_8b:v6e:16x16": ({"mesh.tensor": 8}, True)}
-CASES = ("lm_7b:v6e:16x16", "lm_7b:v5p:4x8x8", "fuyu_8b:v5p:4x4x4", "llava_7b#b_tuning:v6e:4x8",
+CASES = ("lm_1b:v6e:4x8", "lm_7b:v6e:16x16", "lm_7b:v5p:4x8x8", "fuyu_8b:v5p:4x4x4", "llava_7b#b_tuning:v6e:4x8",
          "llava_7b#b_tuning:v5p:2x4x4", "eve_7b#c_tuning:v6e:4x8", "eve_7b#c_tuning:v5p:2x4x4",
-         "eve2_7b#e_tuning:v6e:16x16", "coca_b32:v6e:16x16", "coca_l14:v5p:4x8x8", "cappa_b16:v6e:16x16",
-         "trocr_base:v6e:8x8", "siglip2_b16:v6e:16x16")  # fmt: skip
-FULL |= dict.fromkeys(CASES, ({}, True))
+         "eve2_7b#e_tuning:v6e:16x16", "eve2_7b#e_tuning:v5p:4x8x8", "coca_b32:v6e:16x16", "coca_l14:v5p:4x8x8",
+         "cappa_b16:v6e:16x16", "trocr_base:v6e:8x8", "siglip2_b16:v6e:16x16")  # fmt: skip
+FULL |= dict.fromkeys(CASES, ({}, True)) | {"chameleon_7b:v6e:16x16": ({"tokenizer": "train:57341"}, True)}
 SLACK = 1.05  # the compiler does not always lay out memory the same way
 
 
@@ -90,6 +91,34 @@ def test_budget(case):
 @pytest.mark.parametrize("case", FULL)
 def test_whole_budget(case):
     holds(case)
+
+
+# Parameters in 32 parts and copies of them, nothing over `tensor`.
+SPLIT = [case for case in FULL if re.search(r"_\d+b[:#]", case) and "mesh.tensor" not in FULL[case][0]]
+
+
+@pytest.mark.parametrize("case", SPLIT)
+def test_matrices_are_gathered_and_scattered_and_not_summed_whole(case):
+    """In the budgets as they are committed: f32 parameters are as many bytes as they are twice in bf16."""
+    budget = json.loads(GOLDEN.read_text())[case]
+    parameters = 32 * budget["params"]
+    scattered = 32 * budget.get("reduce-scatter bytes", 0) + budget["collective-permute bytes"]
+    assert 0.8 * parameters <= budget["all-gather bytes"] <= parameters
+    assert 0.8 * parameters <= scattered <= 1.1 * parameters
+    # Copies of each part; and one matrix, of the vocabulary, where tokens are many or the compiler does not scatter it.
+    assert budget["all-reduce bytes"] <= 0.13 * parameters
+
+
+def test_the_docs_say_the_same():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "sharding.md").read_text()
+    budgets = json.loads(GOLDEN.read_text())
+    rows = re.findall(r"^\| `(\w+)`(?: stage `(\w+)`)? \| (v\w+:[\dx]+) \| ([\d. |]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 10
+    for recipe, stage, topology, figures in rows:
+        b = budgets[f"{recipe}{'#' * bool(stage)}{stage}:{topology}"]
+        scattered = 32 * b.get("reduce-scatter bytes", 0) + b["collective-permute bytes"]
+        wanted = [b["params"] + b["opt"], b["temporaries"], b["all-gather bytes"], scattered, b["all-reduce bytes"]]
+        assert [f"{x / 1e9:.1f}" for x in wanted] == figures.split(" | "), (recipe, topology)
 
 
 def test_every_case_has_a_budget():
