@@ -6,8 +6,8 @@ alone, 10M captions, 1024 a step at 2e-4; with the image weights, which start as
 at 1e-4; the same on 48M larger images at 5e-5; then everything, on 15M instructions, 512 a step at 2e-5, and on 7.3M
 chosen ones at 1e-5. Images have at most 800 x 800 pixels in the first two stages (625 tokens), then 1600 x 1600 (2500).
 Chosen here: rows of 6400 tokens hold 8 conversations with the smaller images or 2 with the larger ones (there each has
-a row of its own, of 2048, 4096 or in the end 5000), and small images are enlarged. 128 rows in the first two stages:
-at most 128 devices take part. It starts from published weights (`init_from` of the first stage), and parameters are
+a row of its own, of 2048, 4096 or in the end 5000), and small images are enlarged. The first two stages have
+128 rows, for at most 128 devices. It starts from published weights (`init_from` of the first stage), and parameters are
 split over up to 32 devices.
 """
 

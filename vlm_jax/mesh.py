@@ -30,7 +30,7 @@ class Layout:
     """How many devices each axis has, and the rules of partition.
 
     -1 is all devices that are left. Where `data` and `fsdp` both are, `fsdp` has the greatest common divisor of those
-    devices and 32, and `data` the rest: up to 32 devices hold parameters once, more hold them several times.
+    devices and 32, and `data` the rest: 8 devices hold parameters once, 256 of them eight times.
 
     A rule is (regular expression over the whole per-layer name, spec); the first that matches counts. A spec is
     `replicate`, `fsdp` (the largest dimension that the axis divides, where the array has at least `min_size`
@@ -70,8 +70,8 @@ class Layout:
                             f"mesh.rules: {spec!r} names {part!r}; {closest(part, [*AXES, '-', 'replicate'])}"
                         )
 
-    def sizes(self, devices: int) -> dict[str, int]:
-        """axis -> devices along it, of `devices` in all.
+    def sizes(self, devices: int, which: str = "that there are") -> dict[str, int]:
+        """axis -> devices along it, of `devices` in all; `which` is what an error calls them.
 
         Raises:
           UserError: the sizes do not multiply to the number of devices.
@@ -87,8 +87,8 @@ class Layout:
             named = " x ".join(f"{axis}={size}" for axis, size in given.items())
             valid = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
             raise UserError(
-                f"mesh {named} does not make the {devices} device(s) that there are; set one axis to -1, and the "
-                f"others to divisors: {valid}."
+                f"mesh {named} does not make the {devices} device(s) {which}; set one axis to -1, and the others to "
+                f"divisors: {valid}."
             )
         return sizes
 

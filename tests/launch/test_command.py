@@ -24,7 +24,7 @@ WRONG = {
     "type": ([*GKE, *CLOUD, "--config.batch_size=many"], "config.batch_size"),
     "bind": ([*GKE, *CLOUD, "--bind=ViT.dept=3"], "depth"),
     "batch": ([*GKE, *CLOUD, "--config.batch_size=1000"], "not divisible by the 256 devices of v6e:16x16"),
-    "mesh": ([*GKE, *CLOUD, "--config.mesh.fsdp=3"], "does not make the 256 device"),
+    "mesh": ([*GKE, *CLOUD, "--config.mesh.fsdp=3"], "does not make the 256 device(s) of v6e:16x16"),
     "workdir elsewhere": ([*GKE, *RUN, "--workdir=workdirs/a"], "is lost with the machine"),
     "workdir in a bucket": ([*GKE, *RUN, "--workdir=gs://my-bucket/a"], "the bucket is mounted at /gcs"),
     "no workdir": ([*GKE, *RUN], "--workdir is missing"),

@@ -13,6 +13,7 @@ from vlm_jax.nn.activations import ACTIVATIONS
 from vlm_jax.nn.functional import Functional
 from vlm_jax.nn.initializers import initializers
 from vlm_jax.nn.mlp import Mlp
+from vlm_jax.plan import hlo
 
 X = np.linspace(-4, 4, 41)
 FORMULAS = {
@@ -59,6 +60,27 @@ def test_recomputing_over_devices_changes_no_number(layout, rows):
     split = jax.jit(functools.partial(gradients, over=mesh))(*jax.tree.map(place, (params, x)))
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(gradients(params, x)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_matrices_are_scattered_and_not_summed_whole(tpu):
+    """Matrices of 16 MiB in 8 parts, two copies of each: the sums of parts, and those of their copies."""
+    mesh = Layout(data=2, fsdp=8).make(tpu("v5e:4x4"))
+    init = initializers("clip", width=1024, depth=2)
+    mlp = Functional(Mlp, 1024, 4096, remat=True, activation="gelu", dtype="bfloat16", init=init)
+    place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    where = {"fc1": {"kernel": place("fsdp"), "bias": place()}, "fc2": {"kernel": place(None, "fsdp"), "bias": place()}}
+    like = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    params = jax.tree.map(like, jax.eval_shape(mlp.init, jax.random.key(0)), where)
+    x = jax.ShapeDtypeStruct((16, 128, 1024), jnp.bfloat16, sharding=place(("data", "fsdp")))
+
+    def gradients(params, x):
+        with shard.under(mesh):
+            return jax.grad(lambda p: (mlp(p, x).astype(jnp.float32) ** 2).sum())(params)
+
+    sent = hlo.read(jax.jit(gradients, out_shardings=where).lower(params, x).compile()).by_kind()
+    parts = 2 * 1024 * 4096 * 4 // 8
+    assert parts <= sent["reduce-scatter"]["bytes"] <= 1.1 * parts
+    assert parts <= sent["all-reduce"]["bytes"] <= 1.1 * parts
 
 
 def test_recomputing_keeps_less():

@@ -1,5 +1,6 @@
 """`--plan` from the command line: what it prints and writes, and what it says of mistakes."""
 
+import dataclasses
 import json
 import re
 
@@ -9,6 +10,7 @@ from tests.plan.test_estimate import small
 from vlm_jax import config as configs
 from vlm_jax import main as program
 from vlm_jax import plan
+from vlm_jax.mesh import Layout
 from vlm_jax.plan import estimate, fit, subject
 from vlm_jax.plan.compile import Compiled
 from vlm_jax.plan.estimate import Estimate
@@ -47,7 +49,7 @@ def test_it_needs_no_accelerator_no_data_and_no_tokenizer(tmp_path):
         (("--config=siglip_tiny", "--plan=v5e:5x5"), "valid choices: 1x1, 2x2"),
         (("--config=siglip_tiny", "--plan=v5f:4x4"), "did you mean 'v5"),
         (("--config=siglip_tiny", "--plan=cpu:4", "--config.mesh.fsdp=3"), "to divisors: 1, 2, 4"),
-        (("--config=siglip_tiny", "--plan=cpu:4", "--config.mesh.data=2"), "does not make the 4 device"),
+        (("--config=siglip_tiny", "--plan=cpu:4", "--config.mesh.data=2"), "does not make the 4 device(s) of cpu:4"),
         (("--config=siglip_tiny", "--plan=cpu:4", "--config.batch_size=30"), "the nearest that are: 28 or 32"),
         (("--plan=v5e:4x4",), "--config=NAME is missing"),
     ],
@@ -163,14 +165,23 @@ def test_the_first_that_fits_is_the_one_with_the_least_work(rows, remat, microba
 
 
 @pytest.mark.parametrize(
-    ("machine", "params", "ways"), [("v5e:4x4", 60.0, 16), ("v5e:16x16", 60.0, 32), ("v5e:16x16", 1000.0, 256)]
+    ("machine", "params", "mesh", "ways"),
+    [
+        ("v5e:4x4", 60.0, Layout(), 16),
+        ("v5e:16x16", 60.0, Layout(), 32),
+        ("v5e:16x16", 1000.0, Layout(), 256),
+        ("v5e:16x16", 30.0, Layout(data=-1, fsdp=-1), 256),
+        ("v5e:16x16", 30.0, Layout(data=1, fsdp=-1), None),
+        ("4*v5e:8x8", 60.0, Layout(tensor=8), 8),
+    ],
 )
-def test_the_state_is_split_where_it_is_the_most(machine, params, ways):
+def test_the_state_is_split_where_it_is_the_most(machine, params, mesh, ways):
     experiment = subject.experiment_of(small(batch_size=8192, total_epochs=None, total_steps=1000))
+    experiment = dataclasses.replace(experiment, mesh=mesh)
     first = Fake(experiment, 110)()
     first.compiled.values["params"] = params
     found = fit.search(Fake(experiment, 80), experiment, parse(machine), first, lambda line: None)
-    assert found[0].change == subject.Change(fsdp=ways)
+    assert found[0].change.fsdp == ways
 
 
 def test_microbatches_divide_the_batch():

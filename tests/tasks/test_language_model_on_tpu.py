@@ -49,6 +49,15 @@ def test_logits_are_never_in_memory(step):
     assert alive < 2.2 * VOCAB * WIDTH * 4 < 0.6 * LOGITS
 
 
+def test_the_head_is_gathered_once_in_half_precision_and_its_gradient_scattered(step):
+    """Twice two bytes would be its embedding gathered as well: its rows are exchanged."""
+    sent = step.by_kind()
+    whole = VOCAB * WIDTH
+    assert whole * 2 <= sent["all-gather"]["bytes"] <= 1.1 * whole * 2
+    assert whole * 4 // 4 <= sent["reduce-scatter"]["bytes"] <= 1.1 * whole
+    assert sent.get("all-reduce", {"bytes": 0})["bytes"] < 0.05 * whole
+
+
 def test_attention_is_not_free_in_a_plan(step):
     """Its kernels have no estimate of their own: two products in the forward pass, on 10 tiles of 16."""
     forward = [k for k in step.kernels if k.name.startswith("splash_mqa_fwd")]

@@ -72,7 +72,7 @@ def check_fit(config, topology: Topology) -> None:
     mesh, batch_size = config["mesh"], config["batch_size"]
     if topology.kind == "cpu":
         return
-    sizes = configs.build(mesh).sizes(topology.devices)
+    sizes = configs.build(mesh).sizes(topology.devices, f"of {topology}")
     ways = sizes["data"] * sizes["fsdp"]
     if batch_size % ways:
         raise UserError(

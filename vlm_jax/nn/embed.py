@@ -174,28 +174,30 @@ def take_rows(
 ) -> Float[Array, "batch time dim"]:
     """The rows of an embedding table, in f32; an id outside it gives NaN.
 
-    Of a table that rests in parts, devices look up each other's ids in their columns and exchange what they found, in
-    `dtype`; where that is more than the table, the table is gathered. Its gradient goes the same way back: it is summed
-    in f32 on a device, for tokens are frequent, and in `shard.grad_dtype()` between them.
+    Of a table that rests in parts, devices look up each other's ids in their columns and exchange what they found;
+    where that is more than the table, the table is gathered. Either is sent in `dtype`, and so are the gradients of
+    exchanged rows. The table's is summed in f32 on a device, for tokens are frequent, and in `shard.grad_dtype()`
+    between them.
     """
     return _rows(table, ids, dtype, shard.grad_dtype())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rows(table, ids, dtype, grad_dtype):
-    if shard.ways("embed", shard.AT_REST) > 1:
-        table = table.astype(dtype)
     if _exchanged(table, ids):
-        rows = jnp.take(table, shard.constrain(ids, "replica", None), axis=0)
+        rows = jnp.take(table.astype(dtype), shard.constrain(ids, "replica", None), axis=0)
         rows = shard.constrain(rows, "replica", None, "embed", table=shard.AT_REST)
     else:
-        rows = jnp.take(shard.constrain(table, "vocab", None), ids, axis=0)
+        if shard.ways("part") > 1:
+            table = shard.constrain(table.astype(dtype), "vocab", None)
+        rows = jnp.take(table, ids, axis=0)
     return shard.constrain(rows, "batch", None, "embed").astype(jnp.float32)
 
 
 def _exchanged(table: Float[Array, "vocab dim"], ids: Int[Array, "batch time"]) -> bool:
-    """Whether a device has fewer ids than the table has rows."""
-    return shard.ways("part") > 1 and ids.size // shard.ways("batch") < table.shape[0]
+    """Whether the table's columns are split, and a device has fewer ids than it has rows."""
+    parts = shard.ways("part")
+    return parts > 1 and table.shape[1] % parts == 0 and ids.size // shard.ways("batch") < table.shape[0]
 
 
 def _rows_forward(table, ids, dtype, grad_dtype):
@@ -207,7 +209,7 @@ def _rows_backward(dtype, grad_dtype, kept, rows):
     rows = shard.constrain(rows, "batch", None, "embed")
     if _exchanged(table, ids):
         ids = shard.constrain(ids, "replica", None)
-        rows = shard.constrain(rows, "replica", None, "embed", table=shard.AT_REST)
+        rows = shard.constrain(rows.astype(dtype), "replica", None, "embed", table=shard.AT_REST)
     summed = jnp.zeros(table.shape, jnp.float32).at[ids].add(rows)
     summed = summed.astype(jnp.promote_types(grad_dtype, dtype))
     return shard.constrain(summed, "vocab", "embed", table=shard.AT_REST).astype(table.dtype), None

@@ -80,19 +80,17 @@ def _backward(activation, grad_dtype, kept, y_bar):
     # Copies of a matrix lie one after another along its rows, so that what is scattered is a matrix.
     parts = (("part", "replica", None), ("batch", None)) * 2
     run = shard.per_shard(one_device, (TOKENS, TOKENS, MATRIX, VECTOR, MATRIX), (TOKENS, *parts))
-    x_bar, kernel1, bias1, kernel2, bias2 = run(x, y_bar, *_to_use(weights, x.dtype)[:3])
-    at_rest = (_scattered(kernel1, AXES1, weights[0]), to_rest(bias1.sum(axis=0, keepdims=True), (None, AXES1[1]), 1))
-    at_rest += (_scattered(kernel2, AXES2, weights[2]), to_rest(bias2.sum(axis=0, keepdims=True), (None, AXES2[1]), 1))
-    return x_bar, tuple(bar.reshape(w.shape).astype(w.dtype) for bar, w in zip(at_rest, weights))
+    x_bar, *bars = run(x, y_bar, *_to_use(weights, x.dtype)[:3])
+    axes = (AXES1, (None, AXES1[1]), AXES2, (None, AXES2[1]))
+    at_rest = (_at_rest(bar, a, w.shape) for bar, a, w in zip(bars, axes, weights))
+    return x_bar, tuple(bar.astype(w.dtype) for bar, w in zip(at_rest, weights))
 
 
-def _scattered(
-    bar: Float[Array, "parts copies_and_rows columns"], axes: tuple[str, str], kernel: Float[Array, "rows columns"]
-) -> Float[Array, "rows columns"]:
-    """The sum over devices, at rest: first over those that hold a copy together, so that each is sent its part."""
-    rows = {"embed": "batch", "mlp": "replica"}[axes[0]]
-    bar = shard.constrain(bar.sum(axis=0), rows, axes[1], table=shard.AT_REST)
-    return to_rest(bar.reshape(-1, *kernel.shape).sum(axis=0), axes, 1)
+def _at_rest(bar: Float[Array, "parts ..."], axes: tuple[str | None, str | None], shape: tuple[int, ...]) -> Array:
+    """The sum over devices, as the parameter rests. A matrix's is over those first that hold a copy in parts."""
+    if len(shape) == 1:
+        return to_rest(bar.sum(axis=0, keepdims=True), axes, 1)[0]
+    return to_rest(bar.sum(axis=0).reshape(-1, *shape).sum(axis=0), axes, 1)
 
 
 _recomputed.defvjp(_forward, _backward)

@@ -83,7 +83,7 @@ def plan(
 
 def check_layout(experiment: Any, topology: Any) -> None:
     """Raises UserError where mesh or batch do not fit so many devices; no compiler is needed to know that."""
-    sizes = experiment.mesh.sizes(topology.size)
+    sizes = experiment.mesh.sizes(topology.size, f"of {topology.name}")
     ways = topology.size // sizes["tensor"]
     rows = experiment.batch_size // experiment.microbatches
     if rows % ways:

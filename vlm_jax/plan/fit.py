@@ -68,7 +68,8 @@ def _candidates(
     state = sum(values.get(name, 0.0) for name in ("params", "opt", "ema"))
     fsdp = split(experiment, topology, state, limit)
     needed = first.needed or 8 * limit
-    excess = (needed - state) / max(1.0, 0.9 * limit - (state / (fsdp or 1)))
+    now = experiment.mesh.sizes(topology.size)["fsdp"]
+    excess = (needed - state) / max(1.0, 0.9 * limit - state * now / (fsdp or now))
     stronger = policies(experiment)
     if fsdp:
         yield Change(fsdp=fsdp)
@@ -102,12 +103,14 @@ def allowed(experiment: Experiment, topology: Topology, parts: int) -> bool:
 
 
 def split(experiment: Experiment, topology: Topology, state: float, limit: int) -> int | None:
-    """Ways to split parameters and what goes with them: None where that is not what takes the memory.
+    """Ways to split parameters and what goes with them, of which a device has `state` bytes now.
 
-    As many as a free mesh has (`mesh.MOST_WAYS`), all devices of a slice where that is too few.
+    As many as a free mesh has (`mesh.MOST_WAYS`), all that a slice has where that is too few; None where the state is
+    not what takes the memory, or is split as much already.
     """
-    tensor = experiment.mesh.sizes(topology.size)["tensor"]
-    most = math.gcd(math.prod(topology.shape), topology.size // tensor)
+    sizes, chips = experiment.mesh.sizes(topology.size), math.prod(topology.shape)
+    tensor, now = sizes["tensor"], sizes["fsdp"]
+    most = math.gcd(chips // math.gcd(chips, tensor), topology.size // tensor)
     few = math.gcd(most, MOST_WAYS)
-    ways = few if state / few <= limit / 4 else most
-    return ways if ways > 1 and state > limit / 4 else None
+    ways = few if state * now / few <= limit / 4 else most
+    return ways if ways > now and state > limit / 4 else None

@@ -26,7 +26,8 @@ def mean_loss(
 ) -> Float[Array, ""]:
     """`losses.cross_entropy` over all tokens of the global batch whose label is not `IGNORED`.
 
-    The vocabulary is split over `tensor` where it divides.
+    The vocabulary is split over `tensor` where it divides. Over `fsdp` the head is taken in parts of its width, as it
+    rests where nothing else is configured; they are gathered in the type of `hidden`, and the gradient is scattered.
     """
     weights = jnp.ones_like(labels, jnp.float32)
     return weighted_loss(hidden, head, labels, weights, mesh, z_loss=z_loss)[0]
