@@ -175,9 +175,8 @@ def take_rows(
     """The rows of an embedding table, in f32; an id outside it gives NaN.
 
     Of a table that rests in parts, devices look up each other's ids in their columns and exchange what they found;
-    where that is more than the table, the table is gathered. Either is sent in `dtype`, and so are the gradients of
-    exchanged rows. The table's is summed in f32 on a device, for tokens are frequent, and in `shard.grad_dtype()`
-    between them.
+    where that is more than the table, the table is gathered. Either is sent in `dtype`. Gradients of rows go back in
+    f32, and are summed in it on a device, for tokens are frequent; between devices in `shard.grad_dtype()`.
     """
     return _rows(table, ids, dtype, shard.grad_dtype())
 
@@ -209,7 +208,7 @@ def _rows_backward(dtype, grad_dtype, kept, rows):
     rows = shard.constrain(rows, "batch", None, "embed")
     if _exchanged(table, ids):
         ids = shard.constrain(ids, "replica", None)
-        rows = shard.constrain(rows.astype(dtype), "replica", None, "embed", table=shard.AT_REST)
+        rows = shard.constrain(rows, "replica", None, "embed", table=shard.AT_REST)
     summed = jnp.zeros(table.shape, jnp.float32).at[ids].add(rows)
     summed = summed.astype(jnp.promote_types(grad_dtype, dtype))
     return shard.constrain(summed, "vocab", "embed", table=shard.AT_REST).astype(table.dtype), None
