@@ -99,7 +99,7 @@ _recomputed.defvjp(_forward, _backward)
 def _to_use(weights, dtype):
     """The weights whole on each device. Matrices that have to be gathered are cast before; kernels cast the others."""
     kernel1, bias1, kernel2, bias2 = weights
-    if shard.ways("embed", shard.AT_REST) > 1:
+    if shard.ways("part") > 1:
         kernel1, kernel2 = kernel1.astype(dtype), kernel2.astype(dtype)
     biases = bias1.astype(jnp.float32), bias2.astype(jnp.float32)
     return to_use(kernel1, AXES1, 1), biases[0], to_use(kernel2, AXES2, 1), biases[1]

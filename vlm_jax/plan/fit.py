@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from vlm_jax.experiment import Experiment
 from vlm_jax.mesh import MOST_WAYS
@@ -66,9 +66,9 @@ def _candidates(
     """In the order of the work they add; the number of microbatches follows what was needed so far."""
     values = first.compiled.values
     state = sum(values.get(name, 0.0) for name in ("params", "opt", "ema"))
-    fsdp = split(experiment, topology, state, limit)
+    sizes = experiment.mesh.sizes(topology.size)
+    now, fsdp = sizes["fsdp"], split(sizes, topology, state, limit)
     needed = first.needed or 8 * limit
-    now = experiment.mesh.sizes(topology.size)["fsdp"]
     excess = (needed - state) / max(1.0, 0.9 * limit - state * now / (fsdp or now))
     stronger = policies(experiment)
     if fsdp:
@@ -102,14 +102,13 @@ def allowed(experiment: Experiment, topology: Topology, parts: int) -> bool:
     return experiment.batch_size % (parts * topology.size) == 0 and rows // parts >= 8
 
 
-def split(experiment: Experiment, topology: Topology, state: float, limit: int) -> int | None:
-    """Ways to split parameters and what goes with them, of which a device has `state` bytes now.
+def split(sizes: Mapping[str, int], topology: Topology, state: float, limit: int) -> int | None:
+    """Ways to split parameters and what goes with them, of which a device has `state` bytes on a mesh of these sizes.
 
     As many as a free mesh has (`mesh.MOST_WAYS`), all that a slice has where that is too few; None where the state is
     not what takes the memory, or is split as much already.
     """
-    sizes, chips = experiment.mesh.sizes(topology.size), math.prod(topology.shape)
-    tensor, now = sizes["tensor"], sizes["fsdp"]
+    tensor, now, chips = sizes["tensor"], sizes["fsdp"], math.prod(topology.shape)
     most = math.gcd(chips // math.gcd(chips, tensor), topology.size // tensor)
     few = math.gcd(most, MOST_WAYS)
     ways = few if state * now / few <= limit / 4 else most
